@@ -1,0 +1,78 @@
+# Everything runs in $(VENV), which the first target that needs it makes from $(PY).
+#   make test PY=python3.12            with another Python (the environment is made anew)
+#   make test ARGS="-k ridge -x"       arguments for pytest
+#   make demo OUT=elsewhere            where the demo writes
+
+PY ?= python3
+VENV ?= .venv
+OUT ?= dargmin-out
+RESULTS ?= benchmarks/results
+ARGS ?=
+
+BIN := $(VENV)/bin
+# A stamp says what was installed and for which Python: another PY finds no stamp, and installs.
+DEMO := $(VENV)/.installed-studies-$(notdir $(PY))
+DEV := $(VENV)/.installed-dev-$(notdir $(PY))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # one environment: two pips at once would break it
+.PHONY: help demo test lint bench pins clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile
+
+demo: $(DEMO) ## the main job on real data: the curse of unrolling on breast_cancer
+	$(BIN)/dargmin curse --data breast_cancer --model ridge --out $(OUT)
+	@echo "The figure, the table and the data are in $(OUT)/."
+
+test: $(DEV) ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV) ## ruff (rules and format) and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(DEV) ## calibration and memory tables, into benchmarks/results
+	$(BIN)/python benchmarks/calibration.py --out $(RESULTS)
+	$(BIN)/python benchmarks/memory.py --out $(RESULTS)
+
+pins: ## write constraints.txt anew (what still fits stays; delete the file first to move everything)
+	$(ENVIRONMENT)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+	    --no-header --no-annotate --output-file constraints.txt pyproject.toml
+
+clean: ## remove the environment, the caches and dargmin-out
+	rm -rf $(VENV) dargmin-out build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# What `dev` installs contains what `studies` does.
+$(DEV): pyproject.toml constraints.txt
+	$(ENVIRONMENT)
+	$(call INSTALL,dev)
+	@touch $(DEV) $(DEMO)
+
+$(DEMO): pyproject.toml constraints.txt
+	$(ENVIRONMENT)
+	$(call INSTALL,studies)
+	@touch $(DEMO)
+
+# An environment that has no pip (interrupted or incomplete) or another Python is made anew. Where
+# Python comes without ensurepip (Debian keeps it in a package of its own), PY's pip installs pip.
+define ENVIRONMENT
+@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+    || { echo "dargmin needs Python >= 3.11, and $(PY) is older or missing." \
+              "Name one: make PY=python3.12 ..." >&2; exit 1; }
+@{ $(BIN)/python -m pip --version && test "$$($(BIN)/python -V)" = "$$($(PY) -V)"; } >/dev/null 2>&1 \
+    || $(PY) -m venv --clear $(VENV) \
+    || { echo "Going on without ensurepip." \
+         && $(PY) -m venv --clear --without-pip $(VENV) \
+         && $(PY) -m pip --python $(BIN)/python install --quiet pip; }
+endef
+
+define INSTALL
+@echo "Installing dargmin[$(1)] into $(VENV) (the first time, about a minute) ..."
+@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(1)]"
+endef

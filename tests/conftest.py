@@ -1,0 +1,21 @@
+"""What holds in every test: float64, strict promotion, and annotations that are checked.
+
+Warnings are errors through pyproject.toml. Nothing here may import dargmin: the hook has to come
+first, because it checks only what is imported after it."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same numbers everywhere, unless asked otherwise
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+install_import_hook("dargmin", "beartype.beartype")
+
+# A first example compiles, which no deadline should count; a failure has to come back on every run.
+hypothesis.settings.register_profile("dargmin", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("dargmin")
