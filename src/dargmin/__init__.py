@@ -1,0 +1,23 @@
+"""dargmin: the derivative of argmin, with an error bar."""
+
+from dargmin import linear, methods, modes, problems, prox
+from dargmin.loop import trace
+from dargmin.methods import (
+    Chebyshev,
+    ConjugateGradient,
+    FixedPointIteration,
+    FromOptax,
+    FromOptimistix,
+    GradientDescent,
+    HeavyBall,
+    Nesterov,
+    NewtonCG,
+    ProximalGradient,
+)
+from dargmin.modes import Implicit, LateStart, Neumann, Unrolled
+from dargmin.problems import Composite, FixedPoint, Objective, Root
+from dargmin.solution import Solution
+from dargmin.solve import attach, solve
+from dargmin.status import DargminError, Status
+
+__version__ = "0.1.0"

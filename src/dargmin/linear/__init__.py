@@ -1,0 +1,31 @@
+"""The adjoint linear solve: solvers that judge themselves, and the spectrum."""
+
+from dargmin.linear.auto import Auto
+from dargmin.linear.cg import CG
+from dargmin.linear.dense import Dense
+from dargmin.linear.krylov import GMRES, BiCGStab
+from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
+from dargmin.linear.spectrum import largest_eigenvalue, prepare, smoothness
+from dargmin.linear.system import (
+    LinearOptions,
+    LinearSolution,
+    solve_linear,
+    solve_linear_differentiably,
+)
+
+__all__ = [
+    "CG",
+    "GMRES",
+    "AbstractLinearSolver",
+    "Auto",
+    "BiCGStab",
+    "Dense",
+    "LinearInfo",
+    "LinearOptions",
+    "LinearSolution",
+    "largest_eigenvalue",
+    "prepare",
+    "smoothness",
+    "solve_linear",
+    "solve_linear_differentiably",
+]

@@ -1,0 +1,75 @@
+"""The default linear solver: chosen by size and structure, and by how the first attempt went."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dargmin import tree
+from dargmin.linear.cg import CG
+from dargmin.linear.dense import Dense
+from dargmin.linear.krylov import GMRES
+from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
+from dargmin.status import Status, is_ok
+from dargmin.types import LinearMap, Point
+
+
+class Auto(AbstractLinearSolver):
+    """A factorisation for small d, CG or GMRES for large d, and in between the one, then the other.
+
+    Up to `small` coordinates the matrix is formed and factored at once. Up to `medium` a Krylov
+    solver goes first, with as many steps as a factorisation is worth; if the condition asks for
+    more, the matrix is formed. Beyond `medium` nothing d x d is ever formed."""
+
+    small: int = 64
+    medium: int = 2048
+
+    def solve(
+        self,
+        operator: LinearMap,
+        b: Point,
+        *,
+        symmetric: bool,
+        start: Point | None,
+        preconditioner: LinearMap | None,
+        rtol: float | Float[Array, ""],
+    ) -> tuple[Point, LinearInfo]:
+        d = tree.size(b)
+        arguments: dict[str, Any] = dict(symmetric=symmetric, rtol=rtol)
+        krylov_arguments = arguments | dict(start=start, preconditioner=preconditioner)
+        dense_arguments = arguments | dict(start=None, preconditioner=None)
+        if d <= self.small:
+            return Dense().solve(operator, b, **dense_arguments)
+        if d > self.medium:
+            krylov = CG() if symmetric else GMRES()
+            return krylov.solve(operator, b, **krylov_arguments)
+        krylov = CG(max_steps=max(d // 4, 64)) if symmetric else GMRES(max_restarts=4)
+        x, info = krylov.solve(operator, b, **krylov_arguments)
+
+        def keep() -> tuple[Point, LinearInfo]:
+            return x, info
+
+        def factor() -> tuple[Point, LinearInfo]:
+            y, dense = Dense().solve(operator, b, **dense_arguments)
+            return y, _add_cost(dense, info)
+
+        return jax.lax.cond(is_ok(info.status), keep, factor)
+
+
+def _add_cost(info: LinearInfo, earlier: LinearInfo) -> LinearInfo:
+    return LinearInfo(
+        status=info.status,
+        residual=info.residual,
+        condition=info.condition,
+        products=info.products + earlier.products,
+        factorisations=info.factorisations,
+    )
+
+
+def trivial(b: Point) -> tuple[Point, LinearInfo]:
+    """The solution of a system of no equations."""
+    kind = tree.dtype(b)
+    zero = jnp.asarray(0)
+    info = LinearInfo(Status.ok, jnp.zeros((), kind), jnp.ones((), kind), zero, zero)
+    return tree.zeros_like(b), info

@@ -1,0 +1,91 @@
+"""What a linear solve reports, and the interface that every linear solver has."""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dargmin import tree
+from dargmin.status import Status, is_ok
+from dargmin.types import LinearMap, Point
+
+
+class LinearInfo(eqx.Module):
+    """How a linear solve went.
+
+    `residual` is the true relative residual ‖b - Kx‖ / ‖b‖; `condition` a cheap estimate of the
+    condition number (from below); `products` counts applications of K, `factorisations` dense
+    ones."""
+
+    status: Any
+    residual: Float[Array, ""]
+    condition: Float[Array, ""]
+    products: Int[Array, ""]
+    factorisations: Int[Array, ""]
+
+    @property
+    def ok(self) -> Bool[Array, "*batch"]:
+        return is_ok(self.status)
+
+
+class AbstractLinearSolver(eqx.Module):
+    """Solves K x = b for ‖b‖ = 1, and judges its own answer by the true residual."""
+
+    @abstractmethod
+    def solve(
+        self,
+        operator: LinearMap,
+        b: Point,
+        *,
+        symmetric: bool,
+        start: Point | None,
+        preconditioner: LinearMap | None,
+        rtol: float | Float[Array, ""],
+    ) -> tuple[Point, LinearInfo]:
+        """x with ‖b - Kx‖ ≤ rtol ‖b‖, and how it went."""
+
+
+def default_rtol(dtype: Any) -> float:
+    """1e-10 in float64, 1e-5 in float32."""
+    return 1e-10 if jnp.finfo(dtype).eps < 1e-10 else 1e-5
+
+
+def rounding(dtype: Any, condition: Float[Array, ""]) -> Float[Array, ""]:
+    """κ ε: what rounding alone may do to a solution, relative to it."""
+    return jnp.asarray(jnp.finfo(dtype).eps, dtype) * condition
+
+
+def judge(
+    x: Point,
+    residual: Point,
+    *,
+    rtol: float | Float[Array, ""],
+    largest: Float[Array, ""],
+    condition: Float[Array, ""],
+) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """The relative residual of a system with ‖b‖ = 1, and whether it is small enough.
+
+    Small enough is rtol, or as small as the precision allows: a backward error
+    ‖r‖ / (‖K‖‖x‖ + ‖b‖) of a few ε, as long as κ ε leaves correct digits."""
+    kind = tree.dtype(x)
+    eps = jnp.asarray(jnp.finfo(kind).eps, kind)
+    relative = tree.norm(residual)
+    backward = relative / (largest * tree.norm(x) + 1)
+    stable = (backward <= 30 * eps) & (rounding(kind, condition) <= 0.1)
+    return relative, (relative <= jnp.asarray(rtol, kind)) | stable
+
+
+def failure(
+    success: Bool[Array, ""],
+    *,
+    finite: Bool[Array, ""],
+    indefinite: Bool[Array, ""],
+    inconsistent: Bool[Array, ""],
+) -> Any:
+    """Name what went wrong, the most specific first."""
+    status = Status.where(inconsistent, Status.inconsistent, Status.linear_solve_failed)
+    status = Status.where(indefinite, Status.not_positive_definite, status)
+    status = Status.where(finite, status, Status.nonfinite)
+    return Status.where(success & finite & ~indefinite, Status.ok, status)

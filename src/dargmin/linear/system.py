@@ -1,0 +1,159 @@
+"""∂ₓF u = r: the one linear solve behind every implicit derivative."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dargmin import tree
+from dargmin.linear.auto import Auto, trivial
+from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, default_rtol
+from dargmin.problems import AbstractProblem, LinearSystem, Objective
+from dargmin.status import is_ok, poison
+from dargmin.types import LinearMap, Parameters, Point
+
+
+class LinearOptions(eqx.Module):
+    """Which solver, which preconditioner v -> M⁻¹v, and to which relative residual."""
+
+    solver: AbstractLinearSolver | None = None
+    preconditioner: LinearMap | None = None
+    rtol: float | Float[Array, ""] | None = None
+
+
+class LinearSolution(eqx.Module):
+    """u, the Krylov unknown w that a later, similar solve may start from, and how it went."""
+
+    value: Point
+    unknown: Point
+    info: LinearInfo
+
+
+def solve_linear(
+    problem: AbstractProblem,
+    x: Point,
+    theta: Parameters,
+    rhs: Point,
+    *,
+    transpose: bool = False,
+    start: Point | None = None,
+    options: LinearOptions | None = None,
+) -> LinearSolution:
+    """u = (∂ₓF)⁻¹ r, or (∂ₓF)⁻ᵀ r, at (x, θ), with a report. Not differentiable.
+
+    Parameters
+    ----------
+    problem : AbstractProblem
+        Prepared (see `prepare`).
+    x, theta : pytrees
+        Where the Jacobian is taken.
+    rhs : pytree like x
+        r.
+    transpose : bool
+        Solve with the transposed Jacobian.
+    start : pytree like x, optional
+        The `unknown` of an earlier solve with the same `transpose`.
+    options : LinearOptions, optional"""
+    options = LinearOptions() if options is None else options
+    problem, x, theta, rhs = tree.stop_gradient((problem, x, theta, rhs))
+    system = problem.linear_system(x, theta)
+    preconditioner = _preconditioner(problem, x, theta, options)
+    if transpose:
+        system = system.transpose(x)
+        preconditioner = _transposed(preconditioner, system, x)
+    b = system.before(rhs)
+    w, info = _normalised(
+        system.operator, b, symmetric=system.symmetric, start=start,
+        preconditioner=preconditioner, options=options,
+    )  # fmt: skip
+    return LinearSolution(tree.add(system.beside(rhs), system.after(w)), w, info)
+
+
+def solve_linear_differentiably(
+    problem: AbstractProblem,
+    x: Point,
+    theta: Parameters,
+    rhs: Point,
+    *,
+    options: LinearOptions | None = None,
+    throw: bool = True,
+) -> Point:
+    """u = (∂ₓF)⁻¹ r, differentiable in everything, forward and reverse, any number of times.
+
+    A solve that fails, this one or one of its derivatives, raises if `throw`, and gives NaN
+    otherwise: never a finite wrong number."""
+    options = LinearOptions() if options is None else options
+    system = problem.linear_system(x, theta)
+    preconditioner = _preconditioner(problem, x, theta, options)
+
+    def solver(preconditioner: LinearMap | None):
+        def solve(operator: LinearMap, b: Point) -> Point:
+            w, info = _normalised(
+                operator, b, symmetric=system.symmetric, start=None,
+                preconditioner=preconditioner, options=options,
+            )  # fmt: skip
+            if throw:
+                return info.status.error_if(w, ~is_ok(info.status))
+            return poison(w, ~is_ok(info.status))
+
+        return solve
+
+    w = jax.lax.custom_linear_solve(
+        system.operator,
+        system.before(rhs),
+        solve=solver(preconditioner),
+        transpose_solve=solver(_transposed(preconditioner, system, x)),
+        symmetric=system.symmetric,
+    )
+    return tree.add(system.beside(rhs), system.after(w))
+
+
+def _normalised(
+    operator: LinearMap,
+    b: Point,
+    *,
+    symmetric: bool,
+    start: Point | None,
+    preconditioner: LinearMap | None,
+    options: LinearOptions,
+) -> tuple[Point, LinearInfo]:
+    """Solve with b scaled to norm one, so that tiny and huge right-hand sides are solved alike."""
+    if tree.size(b) == 0:
+        return trivial(b)
+    size = tree.norm(b)
+    usable = (size > 0) & jnp.isfinite(size)
+    unit = jnp.where(usable, size, jnp.ones_like(size))
+    solver = Auto() if options.solver is None else options.solver
+    rtol = default_rtol(tree.dtype(b)) if options.rtol is None else options.rtol
+    w, info = solver.solve(
+        operator,
+        tree.scale(1 / unit, b),
+        symmetric=symmetric,
+        start=None if start is None else tree.scale(1 / unit, start),
+        preconditioner=preconditioner,
+        rtol=rtol,
+    )
+    return tree.scale(unit, w), info
+
+
+def _preconditioner(
+    problem: AbstractProblem, x: Point, theta: Parameters, options: LinearOptions
+) -> LinearMap | None:
+    """As given, or the declared diagonal of the Hessian; a constant of every derivative."""
+    if options.preconditioner is not None:
+        return options.preconditioner
+    if isinstance(problem, Objective) and problem.diagonal is not None:
+        diagonal: Any = jax.lax.stop_gradient(problem.diagonal(x, theta))
+        return lambda v: jax.tree.map(lambda u, h: u / h, v, diagonal)
+    return None
+
+
+def _transposed(
+    preconditioner: LinearMap | None, system: LinearSystem, like: Point
+) -> LinearMap | None:
+    if preconditioner is None or system.symmetric:
+        return preconditioner
+    transposed = jax.linear_transpose(preconditioner, like)
+    return lambda v: transposed(v)[0]

@@ -1,0 +1,187 @@
+"""The only loops: frozen, and differentiated through with or without checkpoints."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from dargmin import tree
+from dargmin.methods.base import AbstractMethod
+from dargmin.problems import AbstractProblem
+from dargmin.types import Parameters, Point
+
+
+class Carry(eqx.Module):
+    """Where a run stands: x_t, the method's state, t, and ‖F‖ where it was last evaluated."""
+
+    x: Point
+    state: PyTree
+    steps: Int[Array, ""]
+    residual: Float[Array, ""]
+
+
+class Run(eqx.Module):
+    """A method on a problem at one θ: `begin` and `step` are all that the loops need."""
+
+    problem: AbstractProblem
+    method: AbstractMethod
+    theta: Parameters
+
+    def begin(self, x0: Point) -> Carry:
+        state = tree.as_arrays(self.method.init(self.problem, x0, self.theta))
+        return Carry(x0, state, jnp.asarray(0), jnp.asarray(jnp.inf, tree.dtype(x0)))
+
+    def step(self, carry: Carry) -> Carry:
+        x, state, residual = self.method.step(self.problem, carry.x, carry.state, self.theta)
+        norm = tree.norm(jax.lax.stop_gradient(residual))
+        return Carry(x, tree.as_arrays(state), carry.steps + 1, norm)
+
+
+def converged(carry: Carry, tol: Float[Array, ""] | None) -> Bool[Array, ""]:
+    """Whether the run is over before its steps are: ‖F‖ ≤ tol, or NaN, from which none returns."""
+    if tol is None:
+        return jnp.asarray(False)
+    return ~(carry.residual > tol)
+
+
+def freeze(
+    run: Run, carry: Carry, limit: int | Int[Array, ""], tol: Float[Array, ""] | None
+) -> tuple[Carry, Carry]:
+    """Run until `limit` steps are done or ‖F‖ ≤ tol, as a constant of every derivative.
+
+    Returns
+    -------
+    (Carry, Carry)
+        Where the run stands, and where it stood one step before."""
+    run, carry, tol = tree.stop_gradient((run, carry, tol))
+    dynamic, static = eqx.partition(carry, eqx.is_array)
+
+    def unfinished(carries: Any) -> Bool[Array, ""]:
+        now = eqx.combine(carries[0], static)
+        return (now.steps < limit) & ~converged(now, tol)
+
+    def advance(carries: Any) -> Any:
+        now = eqx.combine(carries[0], static)
+        return _strong(eqx.filter(run.step(now), eqx.is_array)), carries[0]
+
+    dynamic = _strong(dynamic)
+    now, before = jax.lax.while_loop(unfinished, advance, (dynamic, dynamic))
+    return eqx.combine(now, static), eqx.combine(before, static)
+
+
+def unroll(
+    run: Run,
+    carry: Carry,
+    steps: int,
+    *,
+    limit: Int[Array, ""] | None = None,
+    tol: Float[Array, ""] | None = None,
+    checkpoint: int | None = None,
+) -> Carry:
+    """Run `steps` steps differentiably, or fewer: until step `limit`, or until ‖F‖ ≤ tol.
+
+    With `checkpoint=n` only every n-th carry is kept and the rest is computed again in reverse
+    mode. What an early stop leaves over is masked, and skipped a whole segment at a time where
+    there are segments. (A bare `cond` around each step would make reverse mode keep all that the
+    branch closes over, data included, at every step.)"""
+    template = carry
+
+    def join(arrays: Any) -> Carry:
+        return eqx.combine(arrays, eqx.filter(template, eqx.is_array, inverse=True))
+
+    def finished(arrays: Any) -> Bool[Array, ""]:
+        now = join(arrays)
+        over = converged(now, tol)
+        return over if limit is None else over | (now.steps >= limit)
+
+    def advance(arrays: Any) -> Any:
+        following = _strong(eqx.filter(run.step(join(arrays)), eqx.is_array))
+        if limit is None and tol is None:
+            return following
+        return tree.where(finished(arrays), arrays, following)
+
+    def segment(step: Any, arrays: Any, length: int) -> Any:
+        return jax.lax.scan(lambda c, _: (step(c), None), arrays, None, length=length)[0]
+
+    arrays = _strong(eqx.filter(carry, eqx.is_array))
+    if checkpoint is None:
+        return join(segment(advance, arrays, steps))
+
+    inner = jax.checkpoint(advance, prevent_cse=False)
+
+    def block(length: int) -> Any:
+        def go(arrays: Any) -> Any:
+            return segment(inner, arrays, length)
+
+        def go_unless_finished(arrays: Any) -> Any:
+            return jax.lax.cond(finished(arrays), lambda a: a, go, arrays)
+
+        maskable = limit is not None or tol is not None
+        return jax.checkpoint(go_unless_finished if maskable else go, prevent_cse=False)
+
+    blocks, rest = divmod(steps, checkpoint)
+    if blocks:
+        arrays = segment(block(checkpoint), arrays, blocks)
+    if rest:
+        arrays = block(rest)(arrays)
+    return join(arrays)
+
+
+def segment_length(steps: int, checkpoint: int | str | None) -> int | None:
+    """The number of steps in a checkpointed segment: near √T, and a divisor of T where one is."""
+    if checkpoint is None or isinstance(checkpoint, int):
+        return checkpoint
+    root = math.isqrt(steps - 1) + 1 if steps > 1 else 1
+    near = range(max(root // 2, 1), min(2 * root, steps) + 1)
+    divisors = [n for n in near if steps % n == 0]
+    return min(divisors, key=lambda n: n + steps // n, default=root)
+
+
+def trace(
+    problem: AbstractProblem,
+    method: AbstractMethod,
+    x0: Point,
+    theta: Parameters,
+    tangent: Parameters,
+    *,
+    steps: int,
+) -> tuple[Point, Point]:
+    """x_t and its derivative along θ̇, for t = 0..steps, by forward mode through the iterations.
+
+    Parameters
+    ----------
+    problem, method
+        As in `dargmin.solve`, prepared.
+    x0, theta : pytrees
+    tangent : pytree like the floating leaves of theta (None elsewhere)
+        θ̇.
+    steps : int, >= 1
+
+    Returns
+    -------
+    (xs, dxs) : pytrees like x0, with a leading axis of length steps + 1"""
+    method = tree.stop_gradient(method)
+
+    def iterates(theta: Parameters) -> Point:
+        run = Run(problem, method, theta)
+        carry = run.begin(x0)
+        template = eqx.filter(carry, eqx.is_array, inverse=True)
+
+        def advance(arrays: Any, _: None) -> tuple[Any, Point]:
+            following = run.step(eqx.combine(arrays, template))
+            return _strong(eqx.filter(following, eqx.is_array)), following.x
+
+        _, xs = jax.lax.scan(
+            advance, _strong(eqx.filter(carry, eqx.is_array)), None, length=steps
+        )
+        return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), x0, xs)
+
+    return eqx.filter_jvp(iterates, (theta,), (tangent,))
+
+
+def _strong(arrays: Any) -> Any:
+    """Arrays with their weak types dropped, so that a carry keeps its type through a loop."""
+    return jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype), arrays)

@@ -1,0 +1,28 @@
+"""How to walk to the solution: one step each."""
+
+from dargmin.methods.adapters import FromOptax, FromOptimistix
+from dargmin.methods.base import AbstractMethod
+from dargmin.methods.first_order import (
+    Chebyshev,
+    ConvexNesterov,
+    GradientDescent,
+    HeavyBall,
+    Nesterov,
+)
+from dargmin.methods.proximal import FixedPointIteration, ProximalGradient
+from dargmin.methods.second_order import ConjugateGradient, NewtonCG
+
+__all__ = [
+    "AbstractMethod",
+    "Chebyshev",
+    "ConjugateGradient",
+    "ConvexNesterov",
+    "FixedPointIteration",
+    "FromOptax",
+    "FromOptimistix",
+    "GradientDescent",
+    "HeavyBall",
+    "Nesterov",
+    "NewtonCG",
+    "ProximalGradient",
+]

@@ -1,0 +1,105 @@
+"""Methods that come from elsewhere: optax transformations and Optimistix solvers."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import optimistix as optx
+
+from dargmin.methods.base import AbstractMethod
+from dargmin.problems import AbstractProblem, FixedPoint, Objective, Root
+from dargmin.types import Parameters, Point
+
+
+class FromOptax(AbstractMethod):
+    """x_{t+1} = x_t + u_t, where u_t is what an optax transformation makes of ∇f(x_t, θ).
+
+    Parameters
+    ----------
+    transformation : optax.GradientTransformation
+        Any. Those with an inner loop (`optax.lbfgs`) cannot be unrolled in reverse mode: use
+        `Implicit`. Unrolled Adam has an infinite derivative where a coordinate starts with zero
+        gradient."""
+
+    transformation: Any = eqx.field(static=True)
+
+    def __check_init__(self):
+        if not isinstance(self.transformation, optax.GradientTransformation):
+            raise ValueError(
+                "FromOptax needs an optax.GradientTransformation such as optax.adam(1e-2), but "
+                f"got {type(self.transformation).__name__}."
+            )
+
+    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        return self.transformation.init(x)
+
+    def step(
+        self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
+    ) -> tuple[Point, Any, Point]:
+        extended = isinstance(self.transformation, optax.GradientTransformationExtraArgs)
+        if extended and isinstance(problem, Objective):
+            value, gradient = problem.value_and_residual(x, theta)
+            extra: dict[str, Any] = dict(
+                value=value, grad=gradient, value_fn=lambda x: problem.value(x, theta)
+            )
+        else:
+            gradient, extra = problem.residual(x, theta), {}
+        updates, state = self.transformation.update(gradient, state, x, **extra)
+        return optax.apply_updates(x, updates), state, gradient
+
+
+class FromOptimistix(AbstractMethod):
+    """One step of an Optimistix solver: a minimiser for an `Objective`, a root finder for a `Root`,
+    a fixed-point solver for a `FixedPoint`.
+
+    Steps of BFGS and the like may be rejected trials, which leave x where it was: `LateStart` with
+    few steps then sees nothing. The residual is evaluated on top of each step.
+
+    Parameters
+    ----------
+    solver : optimistix solver
+        Its own tolerances are not used: `tol` of `dargmin.solve` decides."""
+
+    solver: Any
+
+    _KINDS = (
+        (Objective, optx.AbstractMinimiser, "minimiser such as optimistix.BFGS"),
+        (Root, optx.AbstractRootFinder, "root finder such as optimistix.Newton"),
+        (FixedPoint, optx.AbstractFixedPointSolver, "fixed-point solver"),
+    )
+
+    def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        for problem_kind, solver_kind, name in self._KINDS:
+            if isinstance(problem, problem_kind):
+                if isinstance(self.solver, solver_kind):
+                    return self
+                raise ValueError(
+                    f"FromOptimistix on {problem_kind.__name__} needs a {name}, but got "
+                    f"{type(self.solver).__name__}."
+                )
+        raise ValueError(
+            f"FromOptimistix has no solver for {type(problem).__name__}: use ProximalGradient()."
+        )
+
+    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        function = _as_optimistix(problem)
+        struct, _ = jax.eval_shape(lambda: function(x, theta))
+        return self.solver.init(function, x, theta, {}, struct, None, frozenset())
+
+    def step(
+        self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
+    ) -> tuple[Point, Any, Point]:
+        function = _as_optimistix(problem)
+        x, state, _ = self.solver.step(function, x, theta, {}, state, frozenset())
+        return x, state, problem.residual(x, theta)
+
+
+def _as_optimistix(problem: AbstractProblem) -> Any:
+    """(y, args) -> (out, aux), as Optimistix has it."""
+    if isinstance(problem, Objective):
+        return lambda y, args: (jnp.asarray(problem.value(y, args)), None)
+    if isinstance(problem, FixedPoint):
+        return lambda y, args: (problem.A(y, args), None)
+    return lambda y, args: (problem.residual(y, args), None)

@@ -1,0 +1,27 @@
+"""The interface that every method has: two functions and a formula."""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+
+from dargmin.problems import AbstractProblem
+from dargmin.types import Parameters, Point
+
+
+class AbstractMethod(eqx.Module):
+    """One step of an iteration. It knows neither when to stop nor how it is differentiated."""
+
+    def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        """The method with its constants settled (estimated ones are constants of derivatives)."""
+        return self
+
+    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        """The state before the first step."""
+        return None
+
+    @abstractmethod
+    def step(
+        self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
+    ) -> tuple[Point, Any, Point]:
+        """(x_{t+1}, the state there, and F(x, θ) where this step evaluated it)."""

@@ -1,0 +1,246 @@
+"""Gradient descent, heavy ball, Nesterov, Chebyshev: first-order methods.
+
+Each class is one update: its docstring is the formula, `step` is the formula in code. ∇f stands
+for the residual F, so that every method also runs on root-finding and fixed-point problems."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from dargmin import tree
+from dargmin.methods.base import AbstractMethod
+from dargmin.methods.curvature import Curvature, estimated_curvature
+from dargmin.problems import AbstractProblem
+from dargmin.problems.base import constant
+from dargmin.types import Parameters, Point
+
+
+class GradientDescent(AbstractMethod):
+    """x_{t+1} = x_t - h ∇f(x_t, θ)   (Cauchy, 1847).
+
+    Parameters
+    ----------
+    step_size : float, optional
+        h, below 2/L. If None, 1/L̂ with L̂ estimated at x0 and raised where the iterates meet
+        more curvature than that."""
+
+    step_size: Float[Array, "*batch"] | None
+    curvature: Curvature | None
+
+    def __init__(self, step_size: ArrayLike | None = None, *, curvature: Curvature | None = None):
+        self.step_size = constant(step_size)
+        self.curvature = curvature
+
+    def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        if self.step_size is not None:
+            return self
+        return type(self)(curvature=estimated_curvature(problem, x, theta))
+
+    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Curvature | None:
+        return self.curvature
+
+    def step(
+        self, problem: AbstractProblem, x: Point, state: Curvature | None, theta: Parameters
+    ) -> tuple[Point, Curvature | None, Point]:
+        gradient = problem.residual(x, theta)
+        if self.step_size is not None:
+            return tree.axpy(-self.step_size, gradient, x), None, gradient
+        curvature = _settled(state).observe(x, gradient)
+        return tree.axpy(-curvature.step_size, gradient, x), curvature, gradient
+
+
+class HeavyBall(AbstractMethod):
+    """x_{t+1} = x_t - h ∇f(x_t, θ) + m (x_t - x_{t-1})   (Polyak, 1964).
+
+    Parameters
+    ----------
+    step_size, momentum : float
+        h and m.
+    start : "corrected" or "plain"
+        The first step is h/(1 + m) long, or h. The plain one has a burn-in of order κ^{3/2},
+        where the corrected one has κ (κ = L/μ)."""
+
+    step_size: Float[Array, "*batch"]
+    momentum: Float[Array, "*batch"]
+    start: str = eqx.field(static=True)
+
+    def __init__(self, step_size: ArrayLike, momentum: ArrayLike, start: str = "corrected"):
+        if start not in ("corrected", "plain"):
+            raise ValueError(f'HeavyBall(start={start!r}): allowed are "corrected" and "plain".')
+        self.step_size, self.momentum = constant(step_size), constant(momentum)
+        self.start = start
+
+    @classmethod
+    def tuned(cls, mu: ArrayLike, L: ArrayLike, start: str = "corrected") -> Any:
+        """h = (2 / (√L + √μ))², m = ((√L - √μ) / (√L + √μ))²: optimal on quadratics."""
+        mu, L = _spectrum(mu, L)
+        root, ell = jnp.sqrt(L), jnp.sqrt(mu)
+        return cls((2 / (root + ell)) ** 2, ((root - ell) / (root + ell)) ** 2, start)
+
+    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        one = jnp.ones((), tree.dtype(x))
+        shorten = 1 / (1 + self.momentum.astype(one.dtype)) if self.start == "corrected" else one
+        return x, shorten  # x_{-1} = x_0, and the factor on the first step
+
+    def step(
+        self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
+    ) -> tuple[Point, Any, Point]:
+        previous, factor = state
+        gradient = problem.residual(x, theta)
+        moved = tree.axpy(-factor * self.step_size.astype(factor.dtype), gradient, x)
+        following = tree.axpy(self.momentum, tree.sub(x, previous), moved)
+        return following, (x, jnp.ones_like(factor)), gradient
+
+
+class Nesterov(AbstractMethod):
+    """z_{t+1} = y_t - h ∇f(y_t, θ),  y_{t+1} = z_{t+1} + β (z_{t+1} - z_t)   (Nesterov, 1983).
+
+    The iterate is y_t, where the gradient is evaluated.
+
+    Parameters
+    ----------
+    step_size, momentum : float
+        h and β. Use `Nesterov.tuned(mu, L)`, or `Nesterov.convex()` where μ is not known."""
+
+    step_size: Float[Array, "*batch"]
+    momentum: Float[Array, "*batch"]
+
+    def __init__(self, step_size: ArrayLike, momentum: ArrayLike):
+        self.step_size, self.momentum = constant(step_size), constant(momentum)
+
+    @classmethod
+    def tuned(cls, mu: ArrayLike, L: ArrayLike) -> Any:
+        """h = 1/L, β = (1 - √(μ/L)) / (1 + √(μ/L))."""
+        mu, L = _spectrum(mu, L)
+        root = jnp.sqrt(mu / L)
+        return cls(1 / L, (1 - root) / (1 + root))
+
+    @staticmethod
+    def convex(step_size: ArrayLike | None = None) -> "ConvexNesterov":
+        """The variant for an unknown μ: growing momentum, restarted when it hurts."""
+        return ConvexNesterov(step_size)
+
+    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Point:
+        return x
+
+    def step(
+        self, problem: AbstractProblem, x: Point, state: Point, theta: Parameters
+    ) -> tuple[Point, Point, Point]:
+        gradient = problem.residual(x, theta)
+        z = tree.axpy(-self.step_size, gradient, x)
+        return tree.axpy(self.momentum, tree.sub(z, state), z), z, gradient
+
+
+class ConvexNesterov(AbstractMethod):
+    """Nesterov's method with β_t = (s_t - 1) / s_{t+1}, s_{t+1} = (1 + √(1 + 4 s_t²)) / 2, set back
+    to s = 1 whenever ⟨∇f(y_t), z_{t+1} - z_t⟩ > 0.
+
+    Parameters
+    ----------
+    step_size : float, optional
+        h. Estimated as in `GradientDescent` if None.
+
+    References
+    ----------
+    Nesterov (1983); O'Donoghue and Candès (2015), gradient restart."""
+
+    step_size: Float[Array, "*batch"] | None
+    curvature: Curvature | None
+
+    def __init__(self, step_size: ArrayLike | None = None, *, curvature: Curvature | None = None):
+        self.step_size = constant(step_size)
+        self.curvature = curvature
+
+    def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        if self.step_size is not None:
+            return self
+        return type(self)(curvature=estimated_curvature(problem, x, theta))
+
+    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        return x, jnp.ones((), tree.dtype(x)), self.curvature
+
+    def step(
+        self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
+    ) -> tuple[Point, Any, Point]:
+        previous, s, curvature = state
+        gradient = problem.residual(x, theta)
+        step_size = self.step_size
+        if step_size is None:
+            curvature = _settled(curvature).observe(x, gradient)
+            step_size = curvature.step_size
+        z = tree.axpy(-step_size, gradient, x)
+        moved = tree.sub(z, previous)
+        beta, s = restarted_momentum(s, tree.dot(gradient, moved) > 0)
+        return tree.axpy(beta, moved, z), (z, s, curvature), gradient
+
+
+class Chebyshev(AbstractMethod):
+    """x_{t+1} = x_t - h_t ∇f(x_t, θ) + m_t (x_t - x_{t-1}), with h_0 = 2/(L + μ) and
+    h_t = 2 / (L + μ - γ_t h_{t-1} (L - μ)²/2), m_t = h_t (L + μ)/2 - 1, γ_1 = 1/2, γ_t = 1/4.
+
+    Optimal on quadratics with spectrum in [μ, L]; its residual polynomial is the Chebyshev one.
+
+    Parameters
+    ----------
+    mu, L : float
+        Bounds of the spectrum of the Hessian. 5 % too small an L diverges.
+
+    References
+    ----------
+    Flanders and Shortley (1950); Golub and Varga (1961)."""
+
+    mu: Float[Array, "*batch"]
+    L: Float[Array, "*batch"]
+
+    def __init__(self, mu: ArrayLike, L: ArrayLike):
+        self.mu, self.L = _spectrum(mu, L)
+
+    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        kind = tree.dtype(x)
+        # h_{-1} = 0 makes the formula for h_0 right; γ doubles at t = 1 only.
+        return x, jnp.zeros((), kind), jnp.zeros((), kind)
+
+    def step(
+        self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
+    ) -> tuple[Point, Any, Point]:
+        previous, h, gamma = state
+        mu, L = self.mu.astype(h.dtype), self.L.astype(h.dtype)
+        h = 2 / (L + mu - gamma * h * (L - mu) ** 2 / 2)
+        momentum = h * (L + mu) / 2 - 1
+        gradient = problem.residual(x, theta)
+        moved = tree.axpy(-h, gradient, x)
+        following = tree.axpy(momentum, tree.sub(x, previous), moved)
+        gamma = jnp.where(gamma == 0, jnp.full_like(gamma, 0.5), jnp.full_like(gamma, 0.25))
+        return following, (x, h, gamma), gradient
+
+
+def restarted_momentum(
+    s: Float[Array, ""], restart: Any
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """β = (s - 1) / s⁺ and s⁺ = (1 + √(1 + 4s²)) / 2; (0, 1) on a restart."""
+    following = (1 + jnp.sqrt(1 + 4 * s**2)) / 2
+    beta = jnp.where(restart, 0, (s - 1) / following)
+    return beta, jnp.where(restart, jnp.ones_like(s), following)
+
+
+def _spectrum(mu: ArrayLike, L: ArrayLike) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+    """(μ, L) as arrays; the order is checked where the values are known."""
+    mu, L = jnp.asarray(mu), jnp.asarray(L)
+    if not any(isinstance(value, jax.core.Tracer) for value in (mu, L)):
+        if not bool(jnp.all((mu >= 0) & (mu <= L) & (L > 0) & jnp.isfinite(L))):
+            raise ValueError(
+                f"Spectra are given as (mu, L) with 0 <= mu <= L, but mu={mu} and L={L}."
+            )
+    return mu, L
+
+
+def _settled(curvature: Curvature | None) -> Curvature:
+    if curvature is None:
+        raise ValueError(
+            "This method has no step size yet: give step_size=, or call `prepare` first "
+            "(dargmin.solve does)."
+        )
+    return curvature

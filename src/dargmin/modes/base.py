@@ -1,0 +1,44 @@
+"""The interface that every mode has."""
+
+from abc import abstractmethod
+
+import equinox as eqx
+
+from dargmin.loop import Carry, Run
+from dargmin.solution import Solution
+from dargmin.status import Status
+from dargmin.types import Point
+from dargmin import tree
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class AbstractMode(eqx.Module):
+    """Which derivative `solve` has. Never asks which method runs."""
+
+    @abstractmethod
+    def solve(
+        self, run: Run, x0: Point, steps: int, tol: Float[Array, ""] | None, throw: bool
+    ) -> Solution:
+        """x_T, the same in every mode, with this mode's derivative."""
+
+
+def conclude(
+    run: Run,
+    carry: Carry,
+    tol: Float[Array, ""] | None,
+    x: Point | None = None,
+    start: Int[Array, ""] | None = None,
+) -> Solution:
+    """Evaluate F(x_T, θ) once, and say how the run ended. `x` is x_T with its derivative."""
+    x = carry.x if x is None else x
+    frozen = tree.stop_gradient((run, carry.x))
+    residual = tree.norm(frozen[0].problem.residual(frozen[1], frozen[0].theta))
+    finite = jnp.isfinite(residual) & tree.all_finite(frozen[1])
+    status = Status.where(finite, Status.ok, Status.nonfinite)
+    if tol is not None:
+        reached = (carry.residual <= tol) | (residual <= tol)
+        status = Status.where(finite & ~reached, Status.not_converged, status)
+    return Solution(x, status, carry.steps, jax.lax.stop_gradient(residual), tol, start)

@@ -1,0 +1,136 @@
+"""Unrolled and LateStart: derivatives of the algorithm."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dargmin.loop import Run, freeze, segment_length, unroll
+from dargmin import tree
+from dargmin.modes.base import AbstractMode, conclude
+from dargmin.solution import Solution
+from dargmin.types import Point
+
+
+class Unrolled(AbstractMode):
+    """d x_T / dθ, through every step of the algorithm, x0 included.
+
+    Step sizes and momenta are constants of the derivative; what a method computes from its
+    iterates is differentiated. Reverse mode keeps O(T) states, or O(√T) with
+    `checkpoint="sqrt"`, whatever the step at which `tol` stopped the run.
+
+    Parameters
+    ----------
+    checkpoint : None, "sqrt" or int >= 1
+        Steps in a checkpointed segment. Values and derivatives are the same with each.
+    hyperparameters : bool
+        Differentiate the step sizes and momenta that were given, too (to learn them)."""
+
+    checkpoint: int | str | None = eqx.field(static=True, default=None)
+    hyperparameters: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        _check_checkpoint(self.checkpoint)
+
+    def solve(
+        self, run: Run, x0: Point, steps: int, tol: Float[Array, ""] | None, throw: bool
+    ) -> Solution:
+        if not self.hyperparameters:
+            run = Run(run.problem, tree.stop_gradient(run.method), run.theta)
+        length = segment_length(steps, self.checkpoint)
+        carry = unroll(run, run.begin(x0), steps, tol=tol, checkpoint=length)
+        return conclude(run, carry, tol)
+
+
+class LateStart(AbstractMode):
+    """d x_T / dθ through the last steps only: x and the method's whole state at K are constants.
+
+    Parameters
+    ----------
+    start : int >= 0, optional
+        K, the number of steps that are not differentiated. If a tolerance stops the run at
+        N <= K, the last step is differentiated, and `solution.start` says so.
+    last : int >= 1, optional
+        The number T - K of steps that are; `last=1` is one-step differentiation. Under a
+        tolerance the run is made twice: once to find N, once to differentiate from N - last.
+    checkpoint : None, "sqrt" or int >= 1
+        As in `Unrolled`, for the differentiated steps.
+
+    References
+    ----------
+    Bolte, Pauwels, Vaiter (2023), arXiv:2305.13768, for last=1; Mehmood, Knoll, Ochs (2026),
+    arXiv:2602.19733."""
+
+    start: int | None = eqx.field(static=True)
+    last: int | None = eqx.field(static=True)
+    checkpoint: int | str | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        *,
+        start: int | None = None,
+        last: int | None = None,
+        checkpoint: int | str | None = None,
+    ):
+        if (start is None) == (last is None):
+            raise ValueError(
+                "LateStart needs exactly one of start= and last=, but got "
+                f"start={start}, last={last}."
+            )
+        if start is not None and start < 0:
+            raise ValueError(f"LateStart(start={start}) needs start >= 0.")
+        if last is not None and last < 1:
+            raise ValueError(f"LateStart(last={last}) needs last >= 1.")
+        _check_checkpoint(checkpoint)
+        self.start, self.last, self.checkpoint = start, last, checkpoint
+
+    def solve(
+        self, run: Run, x0: Point, steps: int, tol: Float[Array, ""] | None, throw: bool
+    ) -> Solution:
+        self._check(steps)
+        run = Run(run.problem, tree.stop_gradient(run.method), run.theta)
+        begin = tree.stop_gradient(run.begin(x0))
+        if self.last is None:
+            differentiated = steps - self._start(steps)
+            carry, before = freeze(run, begin, self._start(steps), tol)
+            if tol is not None:
+                # Stopped at N <= K already: take back the last step, and differentiate that.
+                over = (carry.steps > 0) & (carry.residual <= tol)
+                carry = tree.where(over, before, carry)
+            limit = None
+        else:
+            differentiated = self.last
+            limit = jnp.asarray(steps)
+            if tol is not None:
+                limit = freeze(run, begin, steps, tol)[0].steps
+            carry, _ = freeze(run, begin, jnp.maximum(limit - self.last, 0), None)
+        carry = tree.stop_gradient(carry)
+        start = carry.steps
+        length = segment_length(differentiated, self.checkpoint)
+        # `last=n` knows N already, so that the tolerance has done its work.
+        inner_tol = tol if self.last is None else None
+        limit = None if tol is None else limit
+        end = unroll(run, carry, differentiated, limit=limit, tol=inner_tol, checkpoint=length)
+        return conclude(run, end, tol, start=start)
+
+    def _start(self, steps: int) -> int:
+        return self.start if self.start is not None else steps
+
+    def _check(self, steps: int) -> None:
+        if self.start is not None and self.start >= steps:
+            raise ValueError(
+                f"LateStart(start={self.start}) needs start < steps, but steps={steps}. Lower "
+                "`start` or raise `steps`."
+            )
+        if self.last is not None and self.last > steps:
+            raise ValueError(
+                f"LateStart(last={self.last}) needs 1 <= last <= steps, but steps={steps}. "
+                "Raise `steps`, lower `last`, or use Unrolled() to differentiate every step."
+            )
+
+
+def _check_checkpoint(checkpoint: int | str | None) -> None:
+    whole = isinstance(checkpoint, int) and not isinstance(checkpoint, bool) and checkpoint >= 1
+    if not (checkpoint is None or checkpoint == "sqrt" or whole):
+        raise ValueError(
+            f'checkpoint={checkpoint!r}: allowed are None, "sqrt" and a number of steps >= 1.'
+        )

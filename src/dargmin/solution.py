@@ -1,0 +1,49 @@
+"""What `solve` returns."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, Int
+
+from dargmin.status import is_ok, raise_if_failed
+from dargmin.types import Point
+
+
+class Solution(eqx.Module):
+    """The last iterate, differentiable in the mode that was asked for, and how it was reached.
+
+    Attributes
+    ----------
+    x : pytree like x0
+        x_T.
+    status : Status
+        `.ok`, or why not. Batched under `vmap`.
+    steps : int array
+        The number N of steps taken.
+    residual : array
+        ‖F(x_T, θ)‖₂, evaluated once at the end.
+    tol : array or None
+        The tolerance that was asked for.
+    start : int array or None
+        `LateStart` only: the step from which the iterations are differentiated."""
+
+    x: Point
+    status: Any
+    steps: Int[Array, "*batch"]
+    residual: Float[Array, "*batch"]
+    tol: Float[Array, "*batch"] | None = None
+    start: Int[Array, "*batch"] | None = None
+
+    @property
+    def ok(self) -> Bool[Array, "*batch"]:
+        return is_ok(self.status)
+
+    def raise_if_failed(self) -> "Solution":
+        """Return self, or raise `DargminError` if the status is not ok anywhere."""
+        return raise_if_failed(self, detail=self._progress())
+
+    def _progress(self) -> str:
+        if self.status.is_traced():
+            return ""
+        goal = "" if self.tol is None else f", tol={self.tol}"
+        return f"After {self.steps} steps the residual is {self.residual}{goal}."
