@@ -1,6 +1,14 @@
 """dargmin: the derivative of argmin, with an error bar."""
 
 from dargmin import linear, methods, modes, problems, prox
+from dargmin.certificate import Certificate, certify
+from dargmin.hypergradient import (
+    Hypergradient,
+    Sensitivity,
+    WarmStart,
+    hypergradient,
+    sensitivity,
+)
 from dargmin.loop import trace
 from dargmin.methods import (
     Chebyshev,

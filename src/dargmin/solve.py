@@ -60,7 +60,9 @@ def solve(
         If an argument is off; before anything is computed.
     DargminError
         If `throw` and the status is not ok; it carries the solution as `.result`."""
-    _check(problem, method, steps)
+    check_arguments(problem, method, steps)
+    if method is None:
+        raise ValueError("solve needs a method, such as dargmin.GradientDescent().")
     mode = Implicit() if mode is None else mode
     if not isinstance(mode, AbstractMode):
         raise ValueError(f"mode must be a dargmin mode such as Implicit(), not {mode!r}.")
@@ -127,13 +129,16 @@ def _attach(
     return mode.attach(prepare(problem, x, theta), x, theta, throw)
 
 
-def _check(problem: Any, method: Any, steps: Any) -> None:
+def check_arguments(
+    problem: Any, method: Any, steps: Any, rtol: Any = 0.0, atol: Any = 0.0
+) -> None:
+    """Raise a ValueError for what is known to be wrong before anything is traced."""
     if not isinstance(problem, AbstractProblem):
         raise ValueError(
             "The problem must be an Objective, FixedPoint, Composite or Root, but got "
             f"{type(problem).__name__}. Wrap a function f(x, theta) as dargmin.Objective(f)."
         )
-    if not isinstance(method, AbstractMethod):
+    if method is not None and not isinstance(method, AbstractMethod):
         raise ValueError(
             "The method must be a dargmin method such as GradientDescent(), but got "
             f"{type(method).__name__}. Wrap an optax transformation as dargmin.FromOptax(tx), an "
@@ -141,3 +146,6 @@ def _check(problem: Any, method: Any, steps: Any) -> None:
         )
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an integer >= 1, but got {steps!r}.")
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{name} must be >= 0, but got {value}.")

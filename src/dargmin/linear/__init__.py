@@ -4,6 +4,7 @@ from dargmin.linear.auto import Auto
 from dargmin.linear.cg import CG
 from dargmin.linear.dense import Dense
 from dargmin.linear.krylov import GMRES, BiCGStab
+from dargmin.linear.newton import Correction, newton_correction
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
 from dargmin.linear.spectrum import largest_eigenvalue, prepare, smoothness
 from dargmin.linear.system import (
@@ -19,11 +20,13 @@ __all__ = [
     "AbstractLinearSolver",
     "Auto",
     "BiCGStab",
+    "Correction",
     "Dense",
     "LinearInfo",
     "LinearOptions",
     "LinearSolution",
     "largest_eigenvalue",
+    "newton_correction",
     "prepare",
     "smoothness",
     "solve_linear",

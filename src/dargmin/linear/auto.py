@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dargmin import tree
 from dargmin.linear.cg import CG
@@ -54,22 +55,30 @@ class Auto(AbstractLinearSolver):
             y, dense = Dense().solve(operator, b, **dense_arguments)
             return y, _add_cost(dense, info)
 
-        return jax.lax.cond(is_ok(info.status), keep, factor)
+        return jax.lax.cond(in_every_lane(is_ok(info.status)), keep, factor)
+
+
+@jax.custom_batching.custom_vmap
+def in_every_lane(condition: Bool[Array, ""]) -> Bool[Array, ""]:
+    """`condition`, reduced to one value under `vmap`, so that a `cond` on it stays a branch."""
+    return condition
+
+
+@in_every_lane.def_vmap
+def _(axis_size: int, in_batched: Any, condition: Bool[Array, " lanes"]) -> Any:
+    return in_every_lane(jnp.all(condition)), False
 
 
 def _add_cost(info: LinearInfo, earlier: LinearInfo) -> LinearInfo:
-    return LinearInfo(
-        status=info.status,
-        residual=info.residual,
-        condition=info.condition,
-        products=info.products + earlier.products,
-        factorisations=info.factorisations,
-    )
+    products = info.products + earlier.products
+    return eqx.tree_at(lambda i: i.products, info, products)
 
 
 def trivial(b: Point) -> tuple[Point, LinearInfo]:
     """The solution of a system of no equations."""
     kind = tree.dtype(b)
     zero = jnp.asarray(0)
-    info = LinearInfo(Status.ok, jnp.zeros((), kind), jnp.ones((), kind), zero, zero)
+    info = LinearInfo(
+        Status.ok, jnp.zeros((), kind), jnp.zeros((), kind), jnp.ones((), kind), zero, zero
+    )
     return tree.zeros_like(b), info

@@ -8,7 +8,13 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from dargmin import tree
-from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, failure, judge
+from dargmin.linear.solution import (
+    AbstractLinearSolver,
+    LinearInfo,
+    failure,
+    judge,
+    solution_error,
+)
 from dargmin.types import LinearMap, Point
 
 
@@ -119,6 +125,7 @@ def _solve_with(
     return x, LinearInfo(
         status=failure(success, finite=finite, indefinite=no, inconsistent=no),
         residual=relative,
+        error=solution_error(x, relative, largest, condition),
         condition=condition,
         products=(first + second) * products_per_step + 4,
         factorisations=jnp.asarray(0),

@@ -15,12 +15,13 @@ from dargmin.types import LinearMap, Point
 class LinearInfo(eqx.Module):
     """How a linear solve went.
 
-    `residual` is the true relative residual ‖b - Kx‖ / ‖b‖; `condition` a cheap estimate of the
-    condition number (from below); `products` counts applications of K, `factorisations` dense
-    ones."""
+    `residual` is the true relative residual ‖b - Kx‖ / ‖b‖; `error` the relative error of x that
+    it allows, ‖K⁺‖ ‖b - Kx‖ / ‖x‖; `condition` the condition number; both by cheap estimates of
+    ‖K⁺‖ from below. `products` counts applications of K, `factorisations` dense ones."""
 
     status: Any
     residual: Float[Array, ""]
+    error: Float[Array, ""]
     condition: Float[Array, ""]
     products: Int[Array, ""]
     factorisations: Int[Array, ""]
@@ -55,6 +56,14 @@ def default_rtol(dtype: Any) -> float:
 def rounding(dtype: Any, condition: Float[Array, ""]) -> Float[Array, ""]:
     """κ ε: what rounding alone may do to a solution, relative to it."""
     return jnp.asarray(jnp.finfo(dtype).eps, dtype) * condition
+
+
+def solution_error(
+    x: Point, relative: Float[Array, ""], largest: Float[Array, ""], condition: Float[Array, ""]
+) -> Float[Array, ""]:
+    """‖K⁺‖ ‖r‖ / ‖x‖: what a residual of size `relative` may do to x, relative to x."""
+    size = largest * tree.norm(x)
+    return jnp.where(size > 0, condition * relative / jnp.where(size > 0, size, 1), relative)
 
 
 def judge(

@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 
+from dargmin.cost import Cost
 from dargmin.problems import AbstractProblem
 from dargmin.types import Parameters, Point
 
@@ -25,3 +26,7 @@ class AbstractMethod(eqx.Module):
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
     ) -> tuple[Point, Any, Point]:
         """(x_{t+1}, the state there, and F(x, θ) where this step evaluated it)."""
+
+    def cost(self, state: Any, steps: Any) -> Cost:
+        """What `steps` steps that ended in `state` have cost: a gradient each, if nothing is said."""
+        return Cost(gradients=steps)

@@ -5,11 +5,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dargmin import tree
 from dargmin.linear import LinearOptions, solve_linear_differentiably
 from dargmin.linear.cg import run
+from dargmin.cost import Cost
 from dargmin.methods.base import AbstractMethod
 from dargmin.problems import AbstractProblem, Objective
 from dargmin.types import Parameters, Point
@@ -43,6 +44,9 @@ class ConjugateGradient(AbstractMethod):
         curvature = tree.dot(p, problem.linear_system(x, theta).operator(p))
         return tree.axpy(_quotient(rho, curvature), p, x), (p, rho), gradient
 
+    def cost(self, state: Any, steps: Any) -> Cost:
+        return Cost(gradients=steps, products=steps)
+
 
 class NewtonCG(AbstractMethod):
     """x_{t+1} = x_t + a_t d_t,  ∇²f(x_t) d_t ≈ -∇f(x_t) by conjugate gradients.
@@ -73,25 +77,32 @@ class NewtonCG(AbstractMethod):
             )
         return self
 
-    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Float[Array, ""]:
-        return jnp.asarray(jnp.inf, tree.dtype(x))
+    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        return jnp.asarray(jnp.inf, tree.dtype(x)), Cost()
 
     def step(
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
     ) -> tuple[Point, Any, Point]:
         assert isinstance(problem, Objective)
+        previous, cost = state
         gradient = problem.residual(x, theta)
         norm = tree.norm(jax.lax.stop_gradient(gradient))
-        eta = jnp.minimum(jnp.asarray(self.forcing, norm.dtype), 0.9 * (norm / state) ** 2)
+        eta = jnp.minimum(jnp.asarray(self.forcing, norm.dtype), 0.9 * (norm / previous) ** 2)
         limit = 10 * tree.size(x) if self.max_products is None else self.max_products
-        direction = _newton_direction(problem, x, theta, (eta, limit))
-        size = _armijo(*tree.stop_gradient((problem, x, theta, gradient, direction)))
-        return tree.axpy(size, direction, x), norm, gradient
+        direction, products = _newton_direction(problem, x, theta, (eta, limit))
+        size, trials = _armijo(*tree.stop_gradient((problem, x, theta, gradient, direction)))
+        cost = cost + Cost(gradients=1 + trials, products=products)
+        return tree.axpy(size, direction, x), (norm, cost), gradient
+
+    def cost(self, state: Any, steps: Any) -> Cost:
+        return state[1]
 
 
 @eqx.filter_custom_jvp
-def _newton_direction(problem: Objective, x: Point, theta: Parameters, accuracy: Any) -> Point:
-    """d with ‖∇²f d + ∇f‖ ≤ η ‖∇f‖, and always a descent direction."""
+def _newton_direction(
+    problem: Objective, x: Point, theta: Parameters, accuracy: Any
+) -> tuple[Point, Int[Array, ""]]:
+    """d with ‖∇²f d + ∇f‖ ≤ η ‖∇f‖, always a descent direction, and the products it took."""
     eta, limit = accuracy
     gradient = problem.residual(x, theta)
     norm = tree.norm(gradient)
@@ -100,14 +111,14 @@ def _newton_direction(problem: Objective, x: Point, theta: Parameters, accuracy:
     operator = problem.linear_system(x, theta).operator
     found = run(operator, tree.zeros_like(x), b, rtol=eta, max_steps=limit)
     descends = (tree.dot(found.x, b) > 0) & tree.all_finite(found.x)
-    return tree.scale(unit, tree.where(descends, found.x, b))
+    return tree.scale(unit, tree.where(descends, found.x, b)), found.steps
 
 
 @_newton_direction.def_jvp
-def _newton_direction_jvp(primals: Any, tangents: Any) -> tuple[Point, Point]:
+def _newton_direction_jvp(primals: Any, tangents: Any) -> Any:
     """ḋ = -H⁻¹ (d/dτ) [∇f + H d] with d held fixed, from H d = -∇f."""
     problem, x, theta, accuracy = primals
-    direction = _newton_direction(problem, x, theta, accuracy)
+    direction, products = _newton_direction(problem, x, theta, accuracy)
 
     def equation(problem: Objective, x: Point, theta: Parameters) -> Point:
         product = problem.linear_system(x, theta).operator(direction)
@@ -117,24 +128,27 @@ def _newton_direction_jvp(primals: Any, tangents: Any) -> tuple[Point, Point]:
     tangent = solve_linear_differentiably(
         problem, x, theta, tree.scale(-1.0, change), options=LinearOptions(), throw=False
     )
-    return direction, tangent
+    return (direction, products), (tangent, None)
 
 
 def _armijo(
     problem: Objective, x: Point, theta: Parameters, gradient: Point, direction: Point
-) -> Float[Array, ""]:
-    """The first of 1, ½, ¼, ... with f(x + a d) ≤ f(x) + 10⁻⁴ a ⟨∇f, d⟩, up to rounding of f."""
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """The first of 1, ½, ¼, ... with f(x + a d) ≤ f(x) + 10⁻⁴ a ⟨∇f, d⟩, up to rounding
+    of f; and the number of values tried."""
     value = problem.value(x, theta)
     slope = tree.dot(gradient, direction)
     kind = slope.dtype
     slack = 10 * jnp.finfo(kind).eps * jnp.abs(value).astype(kind)
 
-    def too_long(size: Float[Array, ""]) -> Any:
+    def too_long(carry: Any) -> Any:
+        size, _ = carry
         trial = problem.value(tree.axpy(size, direction, x), theta).astype(kind)
         enough = trial <= value.astype(kind) + 1e-4 * size * slope + slack
         return ~enough & (size > 1e-9)
 
-    return jax.lax.while_loop(too_long, lambda size: size / 2, jnp.ones((), kind))
+    start = jnp.ones((), kind), jnp.asarray(1)
+    return jax.lax.while_loop(too_long, lambda carry: (carry[0] / 2, carry[1] + 1), start)
 
 
 def _quotient(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:

@@ -1,0 +1,251 @@
+"""Work until a derivative is as accurate as asked for: the loop behind hypergradient and
+sensitivity.
+
+Each round solves the inner problem (to a tolerance), corrects the point by Newton's method, takes
+the implicit derivative there, and compares it with that of the round before. What dominates the
+error is tightened. The difference of two rounds is the error of the earlier one; the later one,
+which is returned, is better by another Newton correction: the estimate is conservative."""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dargmin import tree
+from dargmin.certificate import accuracy_status, near_kink, relative_error, Certificate
+from dargmin.cost import Cost
+from dargmin.linear import LinearOptions, newton_correction
+from dargmin.linear.solution import default_rtol
+from dargmin.loop import Run, freeze
+from dargmin.methods import AbstractMethod
+from dargmin.problems import AbstractProblem, Composite
+from dargmin.status import Status, first_failure, is_ok
+from dargmin.types import Parameters, Point
+
+MAX_ROUNDS = 40
+MAX_FAILURES = 4
+"""Rounds in a row without progress before the loop gives up."""
+
+
+class Derivative(eqx.Module):
+    """An implicit derivative at one point, with what its linear solve says of its error.
+
+    All norms are per derivative: a leading axis of k for k derivatives at once."""
+
+    value: Any  # leaves (k, ...)
+    implicit: Float[Array, " k"]  # the norm of the part that goes through x*(θ)
+    error: Float[Array, " k"]  # relative error that the linear solve allows that part
+    unknown: Point  # leaves (k, ...): where the next solve may start
+    condition: Float[Array, ""]
+    status: Any
+    cost: Cost
+
+
+class AbstractQuantity(eqx.Module):
+    """What is differentiated: knows how to take its implicit derivative at a point."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        problem: AbstractProblem,
+        x: Point,
+        theta: Parameters,
+        start: Point,
+        options: LinearOptions,
+    ) -> Derivative:
+        """The derivative at x, its linear solve started from `start`."""
+
+
+class Goal(eqx.Module):
+    """absolute_error <= atol + rtol·scale, within `steps` inner steps over all rounds."""
+
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    steps: int = eqx.field(static=True)
+
+
+class Outcome(eqx.Module):
+    """Where the loop ended."""
+
+    x: Point
+    derivative: Derivative
+    certificate: Certificate
+    cost: Cost
+    steps: Int[Array, ""]
+
+
+class _State(eqx.Module):
+    x: Point
+    residual: Float[Array, ""]
+    derivative: Derivative
+    error: Float[Array, " k"]
+    scale: Float[Array, " k"]
+    distance: Float[Array, ""]
+    remaining: Float[Array, ""]
+    tol: Float[Array, ""]
+    linear_rtol: Float[Array, ""]
+    status: Any
+    steps: Int[Array, ""]
+    rounds: Int[Array, ""]
+    failures: Int[Array, ""]
+    cost: Cost
+
+
+def reach(
+    problem: AbstractProblem,
+    method: AbstractMethod | None,
+    quantity: AbstractQuantity,
+    x0: Point,
+    theta: Parameters,
+    start: Point,
+    goal: Goal,
+    options: LinearOptions,
+    *,
+    newton_first: bool,
+) -> Outcome:
+    """Rounds of inner solve, correction, derivative and estimate, until the goal or the budget."""
+    kind = tree.dtype(x0)
+    eps = jnp.asarray(jnp.finfo(kind).eps, kind)
+    fixed_rtol = options.rtol
+    first_rtol = max(1e-6, default_rtol(kind)) if fixed_rtol is None else fixed_rtol
+    initial = tree.norm(problem.residual(x0, theta))
+    direct = method is None
+    run = None if method is None else Run(problem, method.prepare(problem, x0, theta), theta)
+
+    def with_rtol(rtol: Float[Array, ""]) -> LinearOptions:
+        return LinearOptions(options.solver, options.preconditioner, rtol)
+
+    def inner(s: _State) -> tuple[Point, Int[Array, ""], Cost]:
+        """The method, from where the last round left off, down to the tolerance of this one."""
+        if run is None:
+            return s.x, jnp.asarray(0), Cost()
+        begin = eqx.tree_at(lambda c: c.residual, run.begin(s.x), s.residual)
+        end, _ = freeze(run, begin, goal.steps - s.steps, s.tol)
+        usable = tree.all_finite(end.x)
+        return tree.where(usable, end.x, s.x), end.steps, run.method.cost(end.state, end.steps)
+
+    def body(s: _State) -> _State:
+        x, steps, inner_cost = inner(s)
+        at = newton_correction(
+            problem, x, theta, options=with_rtol(jnp.asarray(first_rtol, kind)),
+            max_rounds=30 if direct else 4, gain=1e-3,
+        )  # fmt: skip
+        found = quantity(problem, at.x, theta, s.derivative.unknown, with_rtol(s.linear_rtol))
+        error, linear = _estimate(found, s.derivative, at.condition, eps)
+        comparable = at.settled & is_ok(at.status) & (s.rounds > 0) & is_ok(s.status)
+        error = jnp.where(comparable & is_ok(found.status), error, jnp.inf)
+        status = first_failure(
+            at.status, found.status, Status.where(at.settled, Status.ok, Status.not_converged)
+        )
+        # Where Newton's method did not settle, the inner solve has to come closer first.
+        tol = jnp.where(at.settled, s.tol, GAP * jnp.minimum(s.tol, at.residual))
+        scale = _norms(found.value)
+        wanted = goal.atol + goal.rtol * scale
+        tighter = s.linear_rtol * jnp.min(0.1 * wanted / jnp.maximum(linear, eps * eps))
+        linear_rtol = jnp.clip(tighter, eps, s.linear_rtol)
+        progress = ~is_ok(s.status) | (error < 0.5 * s.error)
+        progress = jnp.any(progress & jnp.isfinite(error)) | (s.rounds == 0)
+        cost = Cost(at.evaluations, at.products, at.factorisations) + inner_cost + found.cost
+        return _State(
+            x=at.x,
+            residual=at.residual,
+            derivative=found,
+            error=error,
+            scale=scale,
+            distance=at.distance,
+            remaining=at.remaining,
+            tol=tol,
+            linear_rtol=linear_rtol if fixed_rtol is None else s.linear_rtol,
+            status=status,
+            steps=s.steps + steps,
+            rounds=s.rounds + 1,
+            failures=jnp.where(progress, 0, s.failures + 1),
+            cost=s.cost + cost,
+        )
+
+    def unfinished(s: _State) -> Bool[Array, ""]:
+        met = jnp.all(s.error <= goal.atol + goal.rtol * s.scale) & is_ok(s.status)
+        spent = (s.steps >= goal.steps) & ~is_ok(s.status)
+        more = (s.rounds < MAX_ROUNDS) & (s.failures < MAX_FAILURES) & ~spent
+        return ~met & more & jnp.isfinite(initial)
+
+    blank = _blank(quantity, problem, x0, theta, start, with_rtol(jnp.asarray(first_rtol, kind)))
+    infinite = jnp.full(blank.implicit.shape, jnp.inf, kind)
+    zero = jnp.asarray(0)
+    state = _State(
+        x=x0, residual=initial, derivative=blank, error=infinite, scale=0 * blank.implicit,
+        distance=jnp.asarray(jnp.inf, kind), remaining=jnp.asarray(jnp.inf, kind),
+        tol=jnp.asarray(jnp.inf, kind) if newton_first else 1e-2 * initial,
+        linear_rtol=jnp.asarray(first_rtol, kind),
+        status=Status.where(jnp.isfinite(initial), Status.not_converged, Status.nonfinite),
+        steps=zero, rounds=zero, failures=zero, cost=Cost(gradients=1),
+    )  # fmt: skip
+    end = _loop(unfinished, body, state)
+    return Outcome(
+        end.x, end.derivative, _certificate(problem, theta, end, goal, initial), end.cost, end.steps
+    )
+
+
+GAP = 0.1
+"""How much further the inner solve goes after a Newton correction that did not settle."""
+
+
+def _estimate(
+    found: Derivative, before: Derivative, condition: Float[Array, ""], eps: Float[Array, ""]
+) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+    """The estimated absolute error of a derivative, and the part of it due to the linear solve."""
+    change = _norms(tree.sub(found.value, before.value))
+    worst = jnp.maximum(condition, found.condition)
+    rounding = 0.3 * eps * worst * found.implicit
+    linear = found.error * found.implicit
+    return jnp.maximum(change, rounding) + linear, linear
+
+
+def _certificate(
+    problem: AbstractProblem,
+    theta: Parameters,
+    end: _State,
+    goal: Goal,
+    initial: Float[Array, ""],
+) -> Certificate:
+    status = end.status
+    if isinstance(problem, Composite):
+        kink = near_kink(problem, end.x, theta, end.remaining)
+        status = first_failure(status, Status.where(kink, Status.weakly_active, Status.ok))
+    status = first_failure(status, accuracy_status(end.error, end.scale, goal.rtol, goal.atol))
+    return Certificate(
+        error=relative_error(end.error, end.scale),
+        absolute_error=end.error,
+        scale=end.scale,
+        status=status,
+        residual=end.residual,
+        inner_error=end.remaining,
+    )
+
+
+def _blank(quantity: AbstractQuantity, *arguments: Any) -> Derivative:
+    """A derivative of zeros, with the shapes that `quantity` returns."""
+    struct = eqx.filter_eval_shape(quantity, *arguments)
+    blank = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype) if isinstance(s, jax.ShapeDtypeStruct) else s, struct
+    )
+    return eqx.tree_at(lambda d: d.unknown, blank, arguments[3])
+
+
+def _norms(values: Any) -> Float[Array, " k"]:
+    return jax.vmap(tree.norm)(values)
+
+
+def _loop(unfinished: Any, body: Any, state: _State) -> _State:
+    """A `while_loop` whose carry keeps its dtypes, weak types dropped."""
+    arrays, static = eqx.partition(state, eqx.is_array)
+    strong = lambda t: jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype), t)  # noqa: E731
+    end = jax.lax.while_loop(
+        lambda a: unfinished(eqx.combine(a, static)),
+        lambda a: strong(eqx.filter(body(eqx.combine(a, static)), eqx.is_array)),
+        strong(arrays),
+    )
+    return eqx.combine(end, static)

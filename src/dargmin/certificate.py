@@ -1,0 +1,301 @@
+"""How far a derivative is from ∂x*(θ): the estimators, and `certify`.
+
+A derivative is compared with the implicit one at the Newton-corrected point x̂, in whose error the
+distance of x from the solution enters squared. That makes the difference an estimate of the error
+of the derivative that was given, the burn-in included: an estimate, not a bound."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from dargmin import tree
+from dargmin.linear import Correction, LinearOptions, newton_correction, prepare, solve_linear
+from dargmin.linear.solution import default_rtol
+from dargmin.problems import AbstractProblem, Composite
+from dargmin.status import Status, first_failure, is_ok, raise_if_failed
+from dargmin.types import Parameters, Point
+
+
+class Certificate(eqx.Module):
+    """The estimated error of a derivative.
+
+    Attributes
+    ----------
+    error : array
+        Estimated relative error of the derivative: `absolute_error / scale`. A pytree like the
+        derivative if it was asked for per leaf. Infinite where nothing could be estimated.
+    absolute_error, scale : arrays
+        Estimated ‖derivative - truth‖₂ and ‖truth‖₂.
+    status : Status
+        `.ok`, or why the estimate cannot be trusted, or that the accuracy asked for was missed.
+    residual : array
+        ‖F(x, θ)‖₂ at the point that was given.
+    inner_error : array
+        Estimated ‖x - x*(θ)‖₂."""
+
+    error: Any
+    absolute_error: Any
+    scale: Any
+    status: Any
+    residual: Float[Array, "*batch"]
+    inner_error: Float[Array, "*batch"]
+
+    @property
+    def ok(self) -> Bool[Array, "*batch"]:
+        return is_ok(self.status)
+
+    def raise_if_failed(self) -> "Certificate":
+        """Return self, or raise `DargminError` if the status is not ok anywhere."""
+        detail = "" if self.status.is_traced() else f"Estimated relative error: {self.error}."
+        return raise_if_failed(self, detail=detail)
+
+
+def certify(
+    problem: AbstractProblem,
+    x: Point,
+    theta: Parameters,
+    *,
+    tangent: Any = None,
+    jvp: Any = None,
+    cotangent: Any = None,
+    vjp: Any = None,
+    outer: Callable | None = None,
+    gradient: Any = None,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike = 0.0,
+    per_leaf: bool = False,
+) -> Certificate:
+    """Estimate the error of a derivative that comes from anywhere.
+
+    Give exactly one of the pairs (tangent, jvp), (cotangent, vjp), (outer, gradient). It costs a
+    Newton correction and one linear solve, and works inside `jit` and `vmap`.
+
+    Parameters
+    ----------
+    problem : AbstractProblem
+    x : pytree
+        The point at which the derivative was taken: a solution, or an iterate on the way.
+    theta : pytree
+    tangent, jvp : pytrees like theta and like x
+        θ̇ and the derivative of x along it.
+    cotangent, vjp : pytrees like x and like theta
+        w and wᵀ ∂x/∂θ.
+    outer, gradient : callable (x, theta) -> scalar, and pytree like theta
+        φ and d φ(x*(θ), θ)/dθ. Only this form sees the error from ∇φ(x) ≠ ∇φ(x*).
+    rtol, atol : float, optional
+        If given, an estimated error above atol + rtol·scale makes the status not ok. Without
+        `rtol`, `ok` says only that the estimate can be trusted.
+    per_leaf : bool
+        Errors and scales for each leaf of the derivative.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    ValueError
+        If not exactly one complete pair is given, or it does not fit theta or x."""
+    form = _form(tangent, jvp, cotangent, vjp, outer, gradient)
+    x, theta = tree.as_point(x, "x"), tree.as_arrays(theta)
+    direction, claim = {
+        "jvp": (tangent, jvp),
+        "vjp": (cotangent, vjp),
+        "gradient": (outer, gradient),
+    }[form]
+    parameters = eqx.filter(theta, eqx.is_inexact_array)
+    if form != "gradient":
+        like = parameters if form == "jvp" else x
+        direction = _fit(direction, like, {"jvp": "tangent", "vjp": "cotangent"}[form])
+    claim = _fit(claim, x if form == "jvp" else parameters, form)
+    if rtol is not None:
+        rtol, atol = jnp.asarray(rtol), jnp.asarray(atol)
+    return _certify(problem, x, theta, form, direction, claim, rtol, atol, per_leaf)
+
+
+@eqx.filter_jit
+def _certify(
+    problem: AbstractProblem,
+    x: Point,
+    theta: Parameters,
+    form: str,
+    direction: Any,
+    claim: Any,
+    rtol: Any,
+    atol: Any,
+    per_leaf: bool,
+) -> Certificate:
+    problem = prepare(problem, x, theta)
+    kind = tree.dtype(x)
+    options = LinearOptions(rtol=max(1e-6, default_rtol(kind)))
+    residual = tree.norm(problem.residual(x, theta))
+    at = newton_correction(problem, x, theta, options=options)
+    if form == "jvp":
+        error, reference, info = _tangent_error(problem, at.x, theta, direction, claim, options)
+    else:
+        # Here the solve is the reference itself, not a correction to the claim: to full accuracy.
+        cotangent, direct = direction, None
+        if form == "gradient":
+            cotangent, direct = outer_gradients(direction, at.x, theta)
+        reference, _, solution = implicit_vjp(problem, at.x, theta, cotangent)
+        info = solution.info
+        reference = reference if direct is None else tree.add(direct, reference)
+        error = tree.sub(claim, reference)
+    floor = 0.3 * jnp.finfo(kind).eps * jnp.maximum(at.condition, info.condition)
+    status = trust(problem, at, theta, info.status)
+    usable = is_ok(status) | (status == Status.weakly_active)
+    measure = (lambda t: jax.tree.map(tree.norm, t)) if per_leaf else tree.norm
+    scale = measure(reference)
+    absolute = jax.tree.map(
+        lambda e, s: jnp.where(usable, jnp.maximum(e, floor.astype(s.dtype) * s), jnp.inf),
+        measure(error),
+        scale,
+    )
+    relative = jax.tree.map(relative_error, absolute, scale)
+    if rtol is not None:
+        status = first_failure(status, accuracy_status(absolute, scale, rtol, atol))
+    return Certificate(relative, absolute, scale, status, residual, at.distance)
+
+
+def relative_error(
+    absolute: Float[Array, "*batch"], scale: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """absolute / scale, with 0/0 = 0: a derivative that is zero, and known to be."""
+    inexact = jnp.where(absolute > 0, jnp.inf, 0.0).astype(absolute.dtype)
+    return jnp.where(scale > 0, absolute / jnp.where(scale > 0, scale, 1), inexact)
+
+
+def accuracy_status(absolute: Any, scale: Any, rtol: Any, atol: Any) -> Any:
+    """Whether every absolute error is at most atol + rtol·scale."""
+    met = jax.tree.map(
+        lambda e, s: jnp.all(e <= jnp.asarray(atol, e.dtype) + jnp.asarray(rtol, e.dtype) * s),
+        absolute,
+        scale,
+    )
+    all_met = jnp.all(jnp.stack(jax.tree.leaves(met)))
+    return Status.where(all_met, Status.ok, Status.accuracy_not_reached)
+
+
+def trust(problem: AbstractProblem, at: Correction, theta: Parameters, solve_status: Any) -> Any:
+    """Whether an estimate at the corrected point can be trusted, or why not."""
+    converged = Status.where(at.settled, Status.ok, Status.not_converged)
+    status = first_failure(at.status, solve_status, converged)
+    if isinstance(problem, Composite):
+        kink = near_kink(problem, at.x, theta, at.remaining)
+        status = first_failure(status, Status.where(kink, Status.weakly_active, Status.ok))
+    return status
+
+
+def near_kink(
+    problem: Composite, x: Point, theta: Parameters, distance: Float[Array, ""]
+) -> Bool[Array, ""]:
+    """Whether the derivative of the prox jumps within reach of v = x - h∇f(x).
+
+    P = ∂prox is compared along one fixed direction at points around v: all coordinates moved up,
+    down, and scaled both ways, by ten times the estimated error of v and at least √ε ‖v‖∞. The
+    kinks of separable penalties, boxes and groups lie across one of these moves."""
+    problem, x, theta = tree.stop_gradient((problem, x, theta))
+    v = problem.forward(x, theta)
+    kind = tree.dtype(v)
+    if tree.size(v) == 0:
+        return jnp.asarray(False)
+    leaves = [jnp.max(jnp.abs(leaf)).astype(kind) for leaf in jax.tree.leaves(v) if leaf.size]
+    largest = jnp.max(jnp.stack(leaves))
+    radius = jnp.maximum(10 * distance, jnp.sqrt(jnp.finfo(kind).eps) * largest)
+    probe = tree.random_like(v, seed=1)
+
+    def derivative(at: Point) -> Point:
+        return jax.jvp(lambda u: problem.prox(u, theta, problem.step), (at,), (probe,))[1]
+
+    ones = jax.tree.map(jnp.ones_like, v)
+    outward = radius / jnp.where(largest > 0, largest, 1)
+    up, down = derivative(tree.axpy(radius, ones, v)), derivative(tree.axpy(-radius, ones, v))
+    out, back = derivative(tree.scale(1 + outward, v)), derivative(tree.scale(1 - outward, v))
+
+    def jumps(a: Point, b: Point) -> Bool[Array, ""]:
+        changed = jax.tree.map(lambda s, t, u: jnp.any(jnp.abs(s - t) > 0.01 * jnp.abs(u)), a, b, probe)
+        return jnp.any(jnp.stack(jax.tree.leaves(changed)))
+
+    return jumps(up, down) | jumps(out, back)
+
+
+def outer_gradients(outer: Callable, x: Point, theta: Parameters) -> tuple[Point, Any]:
+    """∇ₓφ(x, θ) and ∂_θφ(x, θ), the latter like the floating leaves of theta."""
+    dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
+
+    def value(x: Point, dynamic: Any) -> Float[Array, ""]:
+        return jnp.asarray(outer(x, eqx.combine(dynamic, static)))
+
+    return jax.grad(value, argnums=(0, 1))(x, dynamic)
+
+
+def implicit_vjp(
+    problem: AbstractProblem,
+    x: Point,
+    theta: Parameters,
+    cotangent: Point,
+    *,
+    start: Point | None = None,
+    options: LinearOptions | None = None,
+) -> tuple[Any, Point, Any]:
+    """-∂_θFᵀ λ with ∂ₓFᵀ λ = w at (x, θ); also λ and the linear solution it came from."""
+    solution = solve_linear(
+        problem, x, theta, cotangent, transpose=True, start=start, options=options
+    )
+    dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
+    _, pullback = jax.vjp(lambda d: problem.residual(x, eqx.combine(d, static)), dynamic)
+    (value,) = pullback(tree.scale(-1.0, solution.value))
+    return value, solution.value, solution
+
+
+def _tangent_error(
+    problem: AbstractProblem,
+    x: Point,
+    theta: Parameters,
+    tangent: Any,
+    claim: Point,
+    options: LinearOptions,
+) -> tuple[Point, Point, Any]:
+    """δv = (∂ₓF)⁻¹ (∂ₓF v + ∂_θF θ̇), the corrected derivative v - δv, and how the solve went."""
+    dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
+
+    def residual(x: Point, dynamic: Any) -> Point:
+        return problem.residual(x, eqx.combine(dynamic, static))
+
+    _, defect = jax.jvp(residual, (x, dynamic), (claim, tangent))
+    solution = solve_linear(problem, x, theta, defect, options=options)
+    return solution.value, tree.sub(claim, solution.value), solution.info
+
+
+def _form(
+    tangent: Any, jvp: Any, cotangent: Any, vjp: Any, outer: Any, gradient: Any
+) -> str:
+    pairs = {"jvp": (tangent, jvp), "vjp": (cotangent, vjp), "gradient": (outer, gradient)}
+    begun = [name for name, pair in pairs.items() if any(part is not None for part in pair)]
+    complete = [name for name, pair in pairs.items() if all(part is not None for part in pair)]
+    if len(begun) == 1 and begun == complete:
+        return begun[0]
+    raise ValueError(
+        "certify needs exactly one complete pair of tangent= and jvp=, cotangent= and vjp=, or "
+        f"outer= and gradient=, but got {', '.join(begun) or 'none'} "
+        f"({'incomplete' if len(begun) == 1 else 'pick one'})."
+    )
+
+
+def _fit(value: Any, like: Any, name: str) -> Any:
+    """`value` as arrays of the dtypes of `like`, or an error that says what does not fit."""
+    value = eqx.filter(tree.as_arrays(value), eqx.is_inexact_array)
+    got, want = jax.tree.structure(value), jax.tree.structure(like)
+    if got != want:
+        raise ValueError(f"{name} must be a pytree with structure {want}, but has {got}.")
+
+    def leaf(v: Array, target: Array) -> Array:
+        if v.shape != target.shape:
+            raise ValueError(f"{name}: a leaf has shape {v.shape}, but {target.shape} is needed.")
+        return v.astype(target.dtype)
+
+    return jax.tree.map(leaf, value, like)

@@ -1,0 +1,153 @@
+"""The command line: `dargmin curse --data breast_cancer --model ridge`.
+
+jax, and all that imports it, is imported where a command runs, so that `--help` is instant."""
+
+import importlib.metadata
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+EXTRA = {"matplotlib", "pandas", "pyarrow", "rich", "scipy", "sklearn", "typer"}
+"""What dargmin[studies] brings."""
+
+
+def _what_to_install(error: ModuleNotFoundError) -> str:
+    return (
+        f"dargmin's command line needs {error.name}, which is not installed: "
+        "pip install 'dargmin[studies]'"
+    )
+
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    sys.exit(_what_to_install(error))
+
+app = typer.Typer(
+    name="dargmin",
+    help="The derivative of argmin, with an error bar.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; say what to install where an optional package is missing."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        sys.exit(_what_to_install(error))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dargmin {importlib.metadata.version('dargmin')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """The derivative of argmin, with an error bar."""
+
+
+@app.command()
+def curse(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="breast_cancer, diabetes, digits, wine, or a CSV, Parquet or libsvm file."
+        ),
+    ] = "breast_cancer",
+    model: Annotated[str, typer.Option(help="ridge or logistic.")] = "ridge",
+    target: Annotated[
+        str | None, typer.Option(help="Column to predict; required for CSV and Parquet files.")
+    ] = None,
+    drop_constant: Annotated[
+        bool, typer.Option("--drop-constant", help="Drop constant columns of a file.")
+    ] = False,
+    penalty: Annotated[
+        float | None,
+        typer.Option(
+            help="e^θ in ½ e^θ ‖w‖², on standardised features. [default: ridge 0.1, logistic 0.03]"
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Iterations T. [default: 5 L/μ, between 50 and 5000]")
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(help="Some of gd, gd-optimal, heavy-ball, nesterov, chebyshev; by commas."),
+    ] = "gd,gd-optimal,heavy-ball,nesterov,chebyshev",
+    start: Annotated[
+        str, typer.Option(help="Where w starts: random (standard normal) or zeros.")
+    ] = "random",
+    seed: Annotated[int, typer.Option(help="Seed of a random start.")] = 0,
+    late_start: Annotated[
+        int | None,
+        typer.Option(
+            help="Iteration at which the late start begins to differentiate. [default: T/2]"
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Directory for the figure (PNG, SVG) and the data (Parquet, CSV).")
+    ] = Path("dargmin-out"),
+) -> None:
+    """Watch the curse of unrolling on real data: how wrong is dw/dθ after t iterations?
+
+    Fits w by gradient descent (steps 1/L and 2/(L+μ)), heavy ball, Nesterov and Chebyshev, and
+    compares the derivative of w in the log-penalty θ, unrolled through the iterations, with the
+    truth; then late start, Neumann and implicit differentiation at the same last iterate, each
+    with the error that its certificate estimates."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from rich.console import Console
+
+    from dargmin.studies.curse import Options, study_curse
+    from dargmin.studies.data import DataError, load
+    from dargmin.studies.figures import save_curse_figure
+    from dargmin.studies.report import progress, report
+
+    try:
+        options = Options(
+            model, penalty, steps, _split(methods), start=start, seed=seed, late_start=late_start
+        )
+        table = load(data, target, drop_constant=drop_constant)
+        _make_writable(out)
+        with progress() as advance:
+            study = study_curse(table, options, advance)
+            advance("saving", 1.0)
+            files = [*study.save(out), *save_curse_figure(study, out)]
+    except DataError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    Console().print(report(study, files))
+
+
+def _split(names: str) -> tuple[str, ...]:
+    """The names between the commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+
+
+def _make_writable(directory: Path) -> None:
+    """Make the directory, and find out before the work whether files can be written there."""
+    from dargmin.studies.files import DataError
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"Nothing can be written to --out {directory} ({error.strerror}): "
+            "name a directory that is yours."
+        ) from None

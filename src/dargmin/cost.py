@@ -1,0 +1,29 @@
+"""What a computation costs, in counts that do not depend on the machine."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+class Cost(eqx.Module):
+    """Evaluations of the residual (gradients), products with its Jacobian, factorisations.
+
+    A product formed for a dense Jacobian counts as one; a line search counts as gradients."""
+
+    gradients: Int[Array, "*batch"]
+    products: Int[Array, "*batch"]
+    factorisations: Int[Array, "*batch"]
+
+    def __init__(self, gradients: Any = 0, products: Any = 0, factorisations: Any = 0):
+        self.gradients = jnp.asarray(gradients)
+        self.products = jnp.asarray(products)
+        self.factorisations = jnp.asarray(factorisations)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.gradients + other.gradients,
+            self.products + other.products,
+            self.factorisations + other.factorisations,
+        )

@@ -1,0 +1,66 @@
+"""One brain: which method and which tolerance for which problem, with the reason."""
+
+from typing import Any
+
+import equinox as eqx
+
+from dargmin import tree
+from dargmin.methods import (
+    AbstractMethod,
+    FixedPointIteration,
+    NewtonCG,
+    ProximalGradient,
+)
+from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective
+from dargmin.types import Parameters, Point
+
+
+class Strategy(eqx.Module):
+    """How to reach the solution: an inner method, or None where Newton corrections alone get
+    there, and why."""
+
+    method: AbstractMethod | None
+    reason: str = eqx.field(static=True)
+
+
+def choose_strategy(
+    problem: AbstractProblem, x: Point, theta: Parameters, method: AbstractMethod | None
+) -> Strategy:
+    """The caller's method, or one that fits the structure of the problem.
+
+    A quadratic needs no iterations beside the linear solve, which a Newton correction is."""
+    if method is not None:
+        return Strategy(method, f"{type(method).__name__} was asked for")
+    if isinstance(problem, Objective):
+        if problem.is_quadratic(x, theta):
+            return Strategy(None, "the objective is quadratic: one linear solve finds the minimum")
+        return Strategy(NewtonCG(), "the objective is smooth and not quadratic: Newton-CG")
+    if isinstance(problem, Composite):
+        return Strategy(
+            ProximalGradient(),
+            "the objective has a prox: accelerated proximal gradient with restart, until "
+            "semismooth Newton takes over",
+        )
+    if isinstance(problem, FixedPoint):
+        return Strategy(FixedPointIteration(), "a fixed point: iterate, until Newton takes over")
+    return Strategy(None, "a root: damped Newton steps")
+
+
+def linear_solver_in_words(d: int, symmetric: bool, options: Any) -> str:
+    """What the default linear solver does at this size."""
+    if options.solver is not None:
+        return f"{type(options.solver).__name__} was asked for"
+    from_size = {True: "CG", False: "GMRES"}[symmetric]
+    factor = {True: "Cholesky", False: "LU"}[symmetric]
+    if d <= 64:
+        return f"d = {d} is small: one {factor} factor"
+    if d <= 2048:
+        return f"d = {d}: {from_size}, then one {factor} factor if the condition asks for more"
+    return f"d = {d} is large: {from_size}, nothing d x d is formed"
+
+
+def describe(problem: AbstractProblem, x: Point, strategy: Strategy, options: Any) -> str:
+    """The reasons of a strategy, as a sentence."""
+    symmetric = isinstance(problem, Objective | Composite)
+    linear = linear_solver_in_words(tree.size(x), symmetric, options)
+    return f"Implicit: {strategy.reason}; linear solves: {linear}."
