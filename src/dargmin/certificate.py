@@ -203,8 +203,7 @@ def near_kink(
     kind = tree.dtype(v)
     if tree.size(v) == 0:
         return jnp.asarray(False)
-    leaves = [jnp.max(jnp.abs(leaf)).astype(kind) for leaf in jax.tree.leaves(v) if leaf.size]
-    largest = jnp.max(jnp.stack(leaves))
+    largest = tree.max_norm(v)
     radius = jnp.maximum(10 * distance, jnp.sqrt(jnp.finfo(kind).eps) * largest)
     probe = tree.random_like(v, seed=1)
 

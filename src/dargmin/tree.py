@@ -20,6 +20,7 @@ __all__ = [
     "axpy",
     "dot",
     "dtype",
+    "max_norm",
     "norm",
     "random_like",
     "scale",
@@ -113,16 +114,15 @@ def dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
 
 
 def norm(x: PyTree) -> Float[Array, ""]:
-    """‖x‖₂, scaled so that its squares neither overflow nor underflow."""
+    """‖x‖₂."""
+    return jnp.sqrt(dot(x, x))
+
+
+def max_norm(x: PyTree) -> Float[Array, ""]:
+    """‖x‖∞."""
     kind = dtype(x)
-    leaves = [leaf for leaf in jtu.tree_leaves(x) if leaf.size]
-    if not leaves:
-        return jnp.zeros((), kind)
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)).astype(kind) for leaf in leaves]))
-    usable = (largest > 0) & jnp.isfinite(largest)
-    unit = jnp.where(usable, largest, jnp.ones((), kind))
-    squares = [jnp.sum(jnp.square(leaf.astype(kind) / unit)) for leaf in leaves]
-    return unit * jnp.sqrt(jnp.sum(jnp.stack(squares)))
+    largest = [jnp.max(jnp.abs(u)).astype(kind) for u in jtu.tree_leaves(x) if u.size]
+    return jnp.max(jnp.stack(largest)) if largest else jnp.zeros((), kind)
 
 
 def all_finite(x: PyTree) -> Bool[Array, ""]:
@@ -137,10 +137,16 @@ def stop_gradient(tree: Any) -> Any:
 
 
 def random_like(x: PyTree, seed: int = 0) -> PyTree:
-    """A fixed standard normal pytree like x: the same for the same shapes."""
+    """A fixed pseudo-random pytree like x, uniform in [-1, 1]: the same for the same shapes.
+
+    Indices through an integer hash (the finaliser of MurmurHash3): a generator of random numbers
+    would take longer to compile than what it is used for."""
     leaves, treedef = jtu.tree_flatten(x)
-    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
-    draws = [jax.random.normal(k, u.shape, u.dtype) for k, u in zip(keys, leaves, strict=False)]
+    draws, offset = [], 0
+    for leaf in leaves:
+        h = jax.lax.iota(jnp.uint32, leaf.size) + np.uint32(offset + 0x9E3779B9 * (seed + 1) % 2**32)
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+            h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
+        draws.append((h.astype(leaf.dtype) / 2.0**31 - 1).reshape(leaf.shape))
+        offset += leaf.size
     return jtu.tree_unflatten(treedef, draws)
-
-

@@ -1,7 +1,6 @@
 """Conjugate gradients for symmetric positive semidefinite systems (Hestenes and Stiefel, 1952)."""
 
-from typing import Any, NamedTuple
-
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -15,17 +14,6 @@ from dargmin.linear.solution import (
     solution_error,
 )
 from dargmin.types import LinearMap, Point
-
-
-class _Carry(NamedTuple):
-    x: Point
-    residual: Point  # r
-    direction: Point  # p
-    rho: Float[Array, ""]  # ⟨r, M⁻¹r⟩
-    steps: Int[Array, ""]
-    smallest: Float[Array, ""]  # extreme Rayleigh quotients of K seen so far
-    largest: Float[Array, ""]
-    broken: Bool[Array, ""]  # curvature ⟨p, Kp⟩ not positive: x is the last good iterate
 
 
 class CG(AbstractLinearSolver):
@@ -57,136 +45,152 @@ class CG(AbstractLinearSolver):
                 "declared symmetric. Use GMRES(), BiCGStab() or Dense(), or pose the problem as "
                 "an Objective."
             )
-        x0 = tree.zeros_like(b) if start is None else start
-        r0 = b if start is None else tree.sub(b, operator(start))
-        limit = 10 * tree.size(b) if self.max_steps is None else self.max_steps
-        first = run(operator, x0, r0, preconditioner, rtol=rtol, max_steps=limit)
-        r = tree.sub(b, operator(first.x))
-        # The recursion for r drifts from the truth: one refinement mends it, and costs nothing
-        # but this product where there is nothing to mend.
-        again = run(
-            operator,
-            tree.zeros_like(b),
-            r,
-            preconditioner,
-            rtol=rtol,
-            max_steps=limit,
-            blocked=first.broken,
-        )
-        refined = tree.add(first.x, again.x)
-        remaining = tree.sub(b, operator(refined))
-        better = tree.norm(remaining) < tree.norm(r)
-        x, r = tree.where(better, (refined, remaining), (first.x, r))
-        return x, self._report(operator, x, r, b, first, again, rtol, start is not None)
-
-    def _report(
-        self,
-        operator: LinearMap,
-        x: Point,
-        r: Point,
-        b: Point,
-        first: _Carry,
-        again: _Carry,
-        rtol: Any,
-        warm: bool,
-    ) -> LinearInfo:
         kind = tree.dtype(b)
-        eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-        largest = jnp.maximum(first.largest, again.largest)
-        smallest = jnp.minimum(first.smallest, again.smallest)
-        # The directions never point along the last eigenvector alone: their smallest Rayleigh
-        # quotient is typically 3 to 6 times the smallest eigenvalue that b sees.
-        condition = jnp.where(
-            smallest > 0, 4 * largest / jnp.where(smallest > 0, smallest, 1), jnp.ones((), kind)
-        )
-        relative, success = judge(x, r, rtol=rtol, largest=largest, condition=condition)
-        indefinite = smallest < -jnp.sqrt(eps) * largest
-        inconsistent = jax.lax.cond(
-            success | indefinite | ~jnp.isfinite(relative),
-            lambda: jnp.asarray(False),
-            lambda: _leaves_the_range(operator, b, largest, self.max_steps or 10 * tree.size(b)),
-        )
-        return LinearInfo(
-            status=failure(
-                success,
-                finite=tree.all_finite((x, relative)),
-                indefinite=indefinite,
-                inconsistent=inconsistent,
-            ),
-            residual=relative,
-            error=solution_error(x, relative, largest, condition),
-            condition=condition,
-            products=first.steps + again.steps + 3 + int(warm),
-            factorisations=jnp.asarray(0),
-        )
+        limit = 10 * tree.size(b) if self.max_steps is None else self.max_steps
+        x = tree.zeros_like(b) if start is None else start
+        r = b if start is None else tree.sub(b, operator(start))
+        zero = jnp.zeros((), kind)
+        begin = _Refinement(
+            x, r, tree.norm(r), jnp.asarray(0), jnp.asarray(0), zero + jnp.inf, zero,
+            jnp.asarray(False),
+        )  # fmt: skip
+
+        def unfinished(c: _Refinement) -> Bool[Array, ""]:
+            return (c.passes < 2) & (c.size > jnp.asarray(rtol, kind)) & ~c.broken
+
+        def refine(c: _Refinement) -> _Refinement:
+            """A run from the true residual, from which the recursion for r drifts away."""
+            found = run(operator, c.residual, preconditioner, rtol=rtol, max_steps=limit)
+            x = tree.add(c.x, found.x)
+            r = tree.sub(b, operator(x))
+            size = tree.norm(r)
+            better = (c.passes == 0) | (size < c.size)
+            return _Refinement(
+                x=tree.where(better, x, c.x),
+                residual=tree.where(better, r, c.residual),
+                size=jnp.where(better, size, c.size),
+                passes=c.passes + 1,
+                products=c.products + found.steps + 1,
+                smallest=jnp.minimum(c.smallest, found.smallest),
+                largest=jnp.maximum(c.largest, found.largest),
+                broken=found.broken,
+            )
+
+        end = jax.lax.while_loop(unfinished, refine, begin)
+        products = end.products + int(start is not None)
+        return end.x, _report(b, end, products, rtol)
 
 
-def _leaves_the_range(
-    operator: LinearMap, b: Point, largest: Float[Array, ""], max_steps: int
-) -> Bool[Array, ""]:
-    """Whether b has a part in the null space of K, by solving K y = K b, which is consistent."""
-    kind = tree.dtype(b)
-    tolerance = 10 * jnp.sqrt(jnp.asarray(jnp.finfo(kind).eps, kind))
-    image = operator(b)
-    unit = tree.norm(image)
-    unit = jnp.where(unit > 0, unit, 1)
-    inside = run(
-        operator,
-        tree.zeros_like(b),
-        tree.scale(1 / unit, image),
-        rtol=tolerance * tolerance,
-        max_steps=max_steps,
-    )
-    outside = tree.axpy(-unit, inside.x, b)
-    size = tree.norm(outside)
-    null = tree.norm(operator(outside)) <= tolerance * largest * size
-    return null & (size > tolerance)
+class _Refinement(eqx.Module):
+    """Where the solve stands between runs; `residual` is the true b - Kx, `size` its norm."""
+
+    x: Point
+    residual: Point
+    size: Float[Array, ""]
+    passes: Int[Array, ""]
+    products: Int[Array, ""]
+    smallest: Float[Array, ""]
+    largest: Float[Array, ""]
+    broken: Bool[Array, ""]
+
+
+class _Run(eqx.Module):
+    """Where a run stands. `smallest` and `largest` are the extreme Rayleigh quotients of K seen;
+    `broken`: the curvature ⟨p, Kp⟩ is not positive, and x is the last good iterate."""
+
+    x: Point
+    residual: Point  # r
+    direction: Point  # p
+    rho: Float[Array, ""]  # ⟨r, M⁻¹r⟩
+    size: Float[Array, ""]  # ‖r‖²
+    squared: Float[Array, ""]  # ‖p‖²
+    steps: Int[Array, ""]
+    smallest: Float[Array, ""]
+    largest: Float[Array, ""]
+    broken: Bool[Array, ""]
 
 
 def run(
     operator: LinearMap,
-    x: Point,
-    residual: Point,
+    b: Point,
     preconditioner: LinearMap | None = None,
     *,
     rtol: float | Float[Array, ""],
     max_steps: int | Int[Array, ""],
-    blocked: Bool[Array, ""] | None = None,
-) -> _Carry:
-    """Conjugate gradient steps until ‖r‖ ≤ rtol, the curvature vanishes, or `max_steps`."""
-    kind = tree.dtype(residual)
+) -> _Run:
+    """Conjugate gradient steps on K x = b from zero, until ‖r‖ ≤ rtol, the curvature vanishes, or
+    `max_steps`."""
+    kind = tree.dtype(b)
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-    target = jnp.maximum(jnp.asarray(rtol, kind), eps * eps)
-    apply = (lambda r: r) if preconditioner is None else preconditioner
-    z = apply(residual)
-    start = _Carry(
-        x=x,
-        residual=residual,
-        direction=z,
-        rho=tree.dot(residual, z),
-        steps=jnp.asarray(0),
-        smallest=jnp.asarray(jnp.inf, kind),
-        largest=jnp.zeros((), kind),
-        broken=jnp.asarray(False) if blocked is None else blocked,
-    )
+    target = jnp.maximum(jnp.asarray(rtol, kind), eps * eps) ** 2
 
-    def unfinished(c: _Carry) -> Bool[Array, ""]:
-        return (c.steps < max_steps) & ~c.broken & (tree.norm(c.residual) > target)
+    def correlate(r: Point) -> tuple[Point, Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """z = M⁻¹r, ⟨r, z⟩, ‖r‖² and ‖z‖²."""
+        size = tree.dot(r, r)
+        if preconditioner is None:
+            return r, size, size, size
+        z = preconditioner(r)
+        return z, tree.dot(r, z), size, tree.dot(z, z)
 
-    def step(c: _Carry) -> _Carry:
+    z, rho, size, squared = correlate(b)
+    zero = jnp.zeros((), kind)
+    start = _Run(
+        tree.zeros_like(b), b, z, rho, size, squared, jnp.asarray(0), zero + jnp.inf, zero,
+        jnp.asarray(False),
+    )  # fmt: skip
+
+    def unfinished(c: _Run) -> Bool[Array, ""]:
+        return (c.steps < max_steps) & ~c.broken & (c.size > target)
+
+    def step(c: _Run) -> _Run:
         product = operator(c.direction)
-        curvature, squared = tree.dot(c.direction, product), tree.dot(c.direction, c.direction)
-        quotient = curvature / jnp.where(squared > 0, squared, 1)
+        curvature = tree.dot(c.direction, product)
+        quotient = curvature / jnp.where(c.squared > 0, c.squared, 1)
         largest = jnp.maximum(c.largest, quotient)
         # Below ε‖K‖ the curvature is rounding, and α = ρ / curvature would be noise.
         broken = ~((quotient > eps * largest) & (c.rho > 0))
         alpha = jnp.where(broken, 0, c.rho / jnp.where(broken, 1, curvature))
         x, r = tree.axpy(alpha, c.direction, c.x), tree.axpy(-alpha, product, c.residual)
-        z = apply(r)
-        rho = tree.dot(r, z)
+        z, rho, size, squared = correlate(r)
         beta = rho / jnp.where(c.rho > 0, c.rho, 1)
         direction = tree.axpy(beta, c.direction, z)
+        if preconditioner is None:
+            squared = squared + beta**2 * c.squared  # r is orthogonal to the old direction
+        else:
+            squared = tree.dot(direction, direction)
         smallest = jnp.minimum(c.smallest, quotient)
-        return _Carry(x, r, direction, rho, c.steps + 1, smallest, largest, broken)
+        return _Run(x, r, direction, rho, size, squared, c.steps + 1, smallest, largest, broken)
 
     return jax.lax.while_loop(unfinished, step, start)
+
+
+def _report(
+    b: Point, end: _Refinement, products: Int[Array, ""], rtol: float | Float[Array, ""]
+) -> LinearInfo:
+    kind = tree.dtype(b)
+    eps = jnp.asarray(jnp.finfo(kind).eps, kind)
+    positive = (end.smallest > 0) & jnp.isfinite(end.smallest)
+    # The directions never point along the last eigenvector alone: their smallest Rayleigh
+    # quotient is typically 3 to 6 times the smallest eigenvalue that b sees.
+    spread = 4 * end.largest / jnp.where(positive, end.smallest, 1)
+    condition = jnp.maximum(jnp.where(positive, spread, 1), 1)
+    length = tree.norm(end.x)
+    success = judge(end.size, length, kind, rtol=rtol, largest=end.largest, condition=condition)
+    # x has run off along a null vector: K x = b - r stays small, while b is not orthogonal to x.
+    tolerance = 10 * jnp.sqrt(eps)
+    null = tree.norm(tree.sub(b, end.residual)) <= tolerance * end.largest * length
+    met = jnp.abs(tree.dot(b, end.x)) > tolerance * length
+    singular = end.broken & (end.smallest <= 100 * eps * end.largest)
+    return LinearInfo(
+        status=failure(
+            success,
+            finite=jnp.isfinite(end.size) & jnp.isfinite(length),
+            indefinite=end.smallest < -jnp.sqrt(eps) * end.largest,
+            inconsistent=singular & null & (met | (length == 0)),
+        ),
+        residual=end.size,
+        error=solution_error(end.size, length, end.largest, condition),
+        condition=condition,
+        products=products,
+        factorisations=jnp.asarray(0),
+    )

@@ -53,91 +53,84 @@ def materialise(operator: LinearMap, like: Point) -> Float[Array, "d d"]:
 def solve_matrix(
     matrix: Float[Array, "d d"], b: Float[Array, " d"], *, symmetric: bool, rtol: Any
 ) -> tuple[Float[Array, " d"], LinearInfo]:
-    """K x = b by one factor and one refinement, or by the pseudo-inverse if that fails."""
+    """K x = b by one factor and one refinement, or by the pseudo-inverse if K is singular."""
     kind, d = b.dtype, b.size
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
     singular = 4 * jnp.sqrt(jnp.asarray(d, kind)) * eps
     if symmetric:
         matrix = (matrix + matrix.T) / 2
-        factor = jnp.linalg.cholesky(matrix)
-        apply = lambda r: jax.scipy.linalg.cho_solve((factor, True), r)  # noqa: E731
+        factor = jnp.linalg.cholesky(matrix), True
+        apply = jax.scipy.linalg.cho_solve
     else:
         factor = jax.scipy.linalg.lu_factor(matrix)
-        apply = lambda r: jax.scipy.linalg.lu_solve(factor, r)  # noqa: E731
-    x = apply(b)
-    x = x + apply(b - matrix @ x)
+        apply = jax.scipy.linalg.lu_solve
+
+    def refine(_: int, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        """x ← x + K⁻¹(b - Kx), and beside it a power step v ← K⁻¹v / ‖K⁻¹v‖ for ‖K⁻¹‖."""
+        x, v, _ = carry
+        update = apply(factor, jnp.stack([b - matrix @ x, v], axis=1))
+        inverse_norm = tree.norm(update[:, 1])
+        return x + update[:, 0], update[:, 1] / inverse_norm, inverse_norm
+
+    v = tree.random_like(b)
+    begin = jnp.zeros_like(b), v / tree.norm(v), jnp.zeros((), kind)
+    x, _, inverse_norm = jax.lax.fori_loop(0, 2, refine, begin)
     largest = jnp.sqrt(jnp.max(jnp.sum(jnp.square(matrix), axis=0)))  # ≤ ‖K‖₂, within √d of it
-    condition = largest * _inverse_norm(apply, b)
-    relative, success = judge(x, b - matrix @ x, rtol=rtol, largest=largest, condition=condition)
+    condition = largest * inverse_norm
     # A property of K alone: with one K and many b under `vmap`, this stays a true branch.
     regular = jnp.isfinite(condition) & (condition * singular < 1)
+    finite = jnp.isfinite(largest) & jnp.all(jnp.isfinite(b))
 
     def by_factor() -> tuple[Any, ...]:
         no = jnp.asarray(False)
-        return x, relative, condition, success, no, no
+        return x, condition, no, jnp.zeros((), kind)
 
     def by_pseudo_inverse() -> tuple[Any, ...]:
         decompose = _spectral if symmetric else _singular_values
-        x, kept, outside, indefinite = decompose(matrix, b, singular)
-        condition = jnp.max(jnp.abs(kept)) / jnp.min(jnp.where(kept == 0, jnp.inf, jnp.abs(kept)))
-        residual = b - matrix @ x
-        relative, success = judge(x, residual, rtol=rtol, largest=largest, condition=condition)
-        # What lies outside the range may be rounding of a consistent right-hand side.
-        consistent = outside <= 10 * jnp.sqrt(eps)
-        success = (success | (relative <= 10 * jnp.sqrt(eps))) & consistent
-        return x, relative, condition, success, indefinite, ~consistent
+        return decompose(matrix, b, singular)
 
-    finite = jnp.all(jnp.isfinite(matrix)) & jnp.all(jnp.isfinite(b))
-    x, relative, condition, success, indefinite, inconsistent = jax.lax.cond(
+    x, condition, indefinite, outside = jax.lax.cond(
         regular | ~finite, by_factor, by_pseudo_inverse
     )
+    relative, length = tree.norm(b - matrix @ x), tree.norm(x)
+    success = judge(relative, length, kind, rtol=rtol, largest=largest, condition=condition)
+    # What lies outside the range of a singular K may be rounding of a consistent b.
+    slack = 10 * jnp.sqrt(eps)
+    success = success | (~regular & (relative <= slack))
     return x, LinearInfo(
         status=failure(
-            success,
-            finite=finite & jnp.all(jnp.isfinite(x)),
+            success & (outside <= slack),
+            finite=finite & jnp.isfinite(length),
             indefinite=indefinite,
-            inconsistent=inconsistent,
+            inconsistent=outside > slack,
         ),
         residual=relative,
-        error=solution_error(x, relative, largest, condition),
+        error=solution_error(relative, length, largest, condition),
         condition=condition,
         products=jnp.asarray(d),
         factorisations=jnp.where(regular, 1, 2),
     )
 
 
-def _inverse_norm(apply: Any, like: Float[Array, " d"], steps: int = 3) -> Float[Array, ""]:
-    """‖K⁻¹‖₂ from below, by power iteration on K⁻¹ from a fixed random start."""
-
-    def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
-        v, _norm = carry
-        w = apply(v)
-        size = tree.norm(w)
-        return (w / jnp.where(size > 0, size, 1), size), None
-
-    v = tree.random_like(like)
-    v = v / tree.norm(v)
-    (_, size), _ = jax.lax.scan(step, (v, jnp.zeros((), like.dtype)), None, length=steps)
-    return size
-
-
 def _spectral(matrix: Any, b: Any, singular: Any) -> tuple[Any, Any, Any, Any]:
-    """K⁺ b by K = V Λ Vᵀ: (x, kept eigenvalues, part of b outside the range, indefinite?)."""
+    """K⁺ b by K = V Λ Vᵀ: (x, condition on the range, indefinite?, part of b outside the range)."""
     values, vectors = jnp.linalg.eigh(matrix)
     threshold = singular * jnp.max(jnp.abs(values))
-    keep = jnp.abs(values) > threshold
-    kept = jnp.where(keep, values, 0)
-    coordinates = vectors.T @ b
-    x = vectors @ jnp.where(keep, coordinates / jnp.where(keep, values, 1), 0)
-    outside = tree.norm(jnp.where(keep, 0, coordinates))
-    return x, kept, outside, jnp.min(values) < -threshold
+    x, condition, outside = _invert(jnp.abs(values) > threshold, values, vectors, vectors.T @ b)
+    return x, condition, jnp.min(values) < -threshold, outside
 
 
 def _singular_values(matrix: Any, b: Any, singular: Any) -> tuple[Any, Any, Any, Any]:
-    """K⁺ b by K = U Σ Vᵀ: (x, kept singular values, part of b outside the range, False)."""
+    """K⁺ b by K = U Σ Vᵀ, likewise; nothing is known of the sign of a non-symmetric K."""
     left, values, right = jnp.linalg.svd(matrix)
     keep = values > singular * jnp.max(values)
-    coordinates = left.T @ b
-    x = right.T @ jnp.where(keep, coordinates / jnp.where(keep, values, 1), 0)
-    outside = tree.norm(jnp.where(keep, 0, coordinates))
-    return x, jnp.where(keep, values, 0), outside, jnp.asarray(False)
+    x, condition, outside = _invert(keep, values, right.T, left.T @ b)
+    return x, condition, jnp.asarray(False), outside
+
+
+def _invert(keep: Any, values: Any, vectors: Any, coordinates: Any) -> tuple[Any, Any, Any]:
+    """Σ over the values kept of v c / λ, their spread, and the norm of the coordinates dropped."""
+    sizes = jnp.abs(values)
+    spread = jnp.max(sizes) / jnp.min(jnp.where(keep, sizes, jnp.inf))
+    x = vectors @ jnp.where(keep, coordinates / jnp.where(keep, values, 1), 0)
+    return x, jnp.maximum(spread, 1), tree.norm(jnp.where(keep, 0, coordinates))

@@ -116,16 +116,18 @@ def _solve_with(
 
     met = tree.norm(r) <= jnp.asarray(rtol, kind)
     x, second = jax.lax.cond(met, lambda: (x, jnp.zeros_like(first)), refine)
-    largest = tree.norm(operator(x)) / jnp.maximum(tree.norm(x), jnp.finfo(kind).tiny)
-    r = tree.sub(b, operator(x))
-    condition = jnp.maximum(largest * tree.norm(x), jnp.ones((), kind))
-    relative, success = judge(x, r, rtol=rtol, largest=largest, condition=condition)
+    # ‖Kx‖ / ‖x‖ and ‖x‖ / ‖b‖: all that this solve has seen of ‖K‖ and ‖K⁻¹‖.
+    r, length = tree.sub(b, operator(x)), tree.norm(x)
+    largest = tree.norm(tree.sub(b, r)) / jnp.maximum(length, jnp.finfo(kind).tiny)
+    condition = jnp.maximum(largest * length, jnp.ones((), kind))
+    relative = tree.norm(r)
+    success = judge(relative, length, kind, rtol=rtol, largest=largest, condition=condition)
     no = jnp.asarray(False)
-    finite = tree.all_finite((x, relative))
+    finite = jnp.isfinite(relative) & jnp.isfinite(length)
     return x, LinearInfo(
         status=failure(success, finite=finite, indefinite=no, inconsistent=no),
         residual=relative,
-        error=solution_error(x, relative, largest, condition),
+        error=solution_error(relative, length, largest, condition),
         condition=condition,
         products=(first + second) * products_per_step + 4,
         factorisations=jnp.asarray(0),

@@ -59,31 +59,33 @@ def rounding(dtype: Any, condition: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def solution_error(
-    x: Point, relative: Float[Array, ""], largest: Float[Array, ""], condition: Float[Array, ""]
+    relative: Float[Array, ""],
+    length: Float[Array, ""],
+    largest: Float[Array, ""],
+    condition: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """‖K⁺‖ ‖r‖ / ‖x‖: what a residual of size `relative` may do to x, relative to x."""
-    size = largest * tree.norm(x)
+    """‖K⁺‖ ‖r‖ / ‖x‖: what a residual of size `relative` may do to x, relative to `length` = ‖x‖."""
+    size = largest * length
     return jnp.where(size > 0, condition * relative / jnp.where(size > 0, size, 1), relative)
 
 
 def judge(
-    x: Point,
-    residual: Point,
+    relative: Float[Array, ""],
+    length: Float[Array, ""],
+    dtype: Any,
     *,
     rtol: float | Float[Array, ""],
     largest: Float[Array, ""],
     condition: Float[Array, ""],
-) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """The relative residual of a system with ‖b‖ = 1, and whether it is small enough.
+) -> Bool[Array, ""]:
+    """Whether the relative residual of a solution x of `length` ‖x‖ is small enough, for ‖b‖ = 1.
 
     Small enough is rtol, or as small as the precision allows: a backward error
     ‖r‖ / (‖K‖‖x‖ + ‖b‖) of a few ε, as long as κ ε leaves correct digits."""
-    kind = tree.dtype(x)
-    eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-    relative = tree.norm(residual)
-    backward = relative / (largest * tree.norm(x) + 1)
-    stable = (backward <= 30 * eps) & (rounding(kind, condition) <= 0.1)
-    return relative, (relative <= jnp.asarray(rtol, kind)) | stable
+    eps = jnp.asarray(jnp.finfo(dtype).eps, dtype)
+    backward = relative / (largest * length + 1)
+    stable = (backward <= 30 * eps) & (rounding(dtype, condition) <= 0.1)
+    return (relative <= jnp.asarray(rtol, dtype)) | stable
 
 
 def failure(

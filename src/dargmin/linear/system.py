@@ -122,9 +122,11 @@ def _normalised(
     """Solve with b scaled to norm one, so that tiny and huge right-hand sides are solved alike."""
     if tree.size(b) == 0:
         return trivial(b)
-    size = tree.norm(b)
-    usable = (size > 0) & jnp.isfinite(size)
-    unit = jnp.where(usable, size, jnp.ones_like(size))
+    # In two steps, so that squares neither overflow nor underflow.
+    largest = tree.max_norm(b)
+    usable = (largest > 0) & jnp.isfinite(largest)
+    unit = jnp.where(usable, largest, 1)
+    unit = unit * jnp.where(usable, tree.norm(tree.scale(1 / unit, b)), 1)
     solver = Auto() if options.solver is None else options.solver
     rtol = default_rtol(tree.dtype(b)) if options.rtol is None else options.rtol
     w, info = solver.solve(

@@ -109,7 +109,7 @@ def _newton_direction(
     unit = jnp.where(norm > 0, norm, 1)
     b = tree.scale(-1 / unit, gradient)
     operator = problem.linear_system(x, theta).operator
-    found = run(operator, tree.zeros_like(x), b, rtol=eta, max_steps=limit)
+    found = run(operator, b, rtol=eta, max_steps=limit)
     descends = (tree.dot(found.x, b) > 0) & tree.all_finite(found.x)
     return tree.scale(unit, tree.where(descends, found.x, b)), found.steps
 
