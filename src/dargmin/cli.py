@@ -2,11 +2,12 @@
 
 jax, and all that imports it, is imported where a command runs, so that `--help` is instant."""
 
-import importlib.metadata
 import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
+
+from dargmin import __version__
 
 EXTRA = {"matplotlib", "pandas", "pyarrow", "rich", "scipy", "sklearn", "typer"}
 """What dargmin[studies] brings."""
@@ -28,6 +29,7 @@ app = typer.Typer(
     name="dargmin",
     help="The derivative of argmin, with an error bar.",
     add_completion=False,
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -43,10 +45,11 @@ def main() -> None:
         sys.exit(_what_to_install(error))
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
-        typer.echo(f"dargmin {importlib.metadata.version('dargmin')}")
+        typer.echo(f"dargmin {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -77,11 +80,11 @@ def curse(
     penalty: Annotated[
         float | None,
         typer.Option(
-            help="e^θ in ½ e^θ ‖w‖², on standardised features. [default: ridge 0.1, logistic 0.03]"
+            help="e^θ in ½ e^θ ‖w‖², on standardised features. (default: ridge 0.1, logistic 0.03)"
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Iterations T. [default: 5 L/μ, between 50 and 5000]")
+        int | None, typer.Option(help="Iterations T. (default: 5 L/μ, between 50 and 5000)")
     ] = None,
     methods: Annotated[
         str,
@@ -94,7 +97,7 @@ def curse(
     late_start: Annotated[
         int | None,
         typer.Option(
-            help="Iteration at which the late start begins to differentiate. [default: T/2]"
+            help="Iteration at which the late start begins to differentiate. (default: T/2)"
         ),
     ] = None,
     out: Annotated[
@@ -130,7 +133,9 @@ def curse(
     except DataError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from None
-    Console().print(report(study, files))
+    Console().print(report(study), "")
+    for file in files:  # one a line, whole, to be copied
+        typer.echo(file)
 
 
 def _split(names: str) -> tuple[str, ...]:

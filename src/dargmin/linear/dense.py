@@ -65,7 +65,7 @@ def solve_matrix(
         factor = jax.scipy.linalg.lu_factor(matrix)
         apply = jax.scipy.linalg.lu_solve
 
-    def refine(_: int, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def refine(_: Any, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         """x ← x + K⁻¹(b - Kx), and beside it a power step v ← K⁻¹v / ‖K⁻¹v‖ for ‖K⁻¹‖."""
         x, v, _ = carry
         update = apply(factor, jnp.stack([b - matrix @ x, v], axis=1))
