@@ -7,6 +7,10 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same numbers everywhere, unless asked otherwise
 os.environ.setdefault("MPLBACKEND", "agg")
+# Tests compile more than they compute: two fifths of the compile time go without optimisation.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import hypothesis
 import jax

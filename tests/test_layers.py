@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "dargmin"
 LAYERS = """
-    types tree status
+    types tree status cost
     polynomials
     problems prox
     linear
@@ -20,7 +20,7 @@ LAYERS = """
     solve
     certificate
     theory
-    strategy
+    strategy accuracy
     hypergradient diagnose plan interop
     __init__
     bilevel

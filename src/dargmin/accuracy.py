@@ -12,10 +12,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dargmin import tree
-from dargmin.certificate import accuracy_status, near_kink, relative_error, Certificate
+from dargmin.certificate import Certificate, accuracy_status, near_kink, relative_error
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, newton_correction
 from dargmin.linear.solution import default_rtol
@@ -37,7 +37,8 @@ class Derivative(eqx.Module):
 
     value: Any  # leaves (k, ...)
     implicit: Float[Array, " k"]  # the norm of the part that goes through x*(θ)
-    error: Float[Array, " k"]  # relative error that the linear solve allows that part
+    residual: Float[Array, " k"]  # relative residual of the linear solve
+    amplification: Float[Array, " k"]  # times this: the relative error that it allows that part
     unknown: Point  # leaves (k, ...): where the next solve may start
     condition: Float[Array, ""]
     status: Any
@@ -104,9 +105,13 @@ def reach(
     goal: Goal,
     options: LinearOptions,
     *,
-    newton_first: bool,
+    amplification: ArrayLike = 1.0,
+    newton_first: bool = False,
 ) -> Outcome:
-    """Rounds of inner solve, correction, derivative and estimate, until the goal or the budget."""
+    """Rounds of inner solve, correction, derivative and estimate, until the goal or the budget.
+
+    `start` and `amplification` are what earlier linear solves left behind; `newton_first` says
+    that x0 may be so close that no inner steps are needed."""
     kind = tree.dtype(x0)
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
     fixed_rtol = options.rtol
@@ -134,6 +139,7 @@ def reach(
             max_rounds=30 if direct else 4, gain=1e-3,
         )  # fmt: skip
         found = quantity(problem, at.x, theta, s.derivative.unknown, with_rtol(s.linear_rtol))
+        found = _remember(found, s.derivative)
         error, linear = _estimate(found, s.derivative, at.condition, eps)
         comparable = at.settled & is_ok(at.status) & (s.rounds > 0) & is_ok(s.status)
         error = jnp.where(comparable & is_ok(found.status), error, jnp.inf)
@@ -173,6 +179,8 @@ def reach(
         return ~met & more & jnp.isfinite(initial)
 
     blank = _blank(quantity, problem, x0, theta, start, with_rtol(jnp.asarray(first_rtol, kind)))
+    known = jnp.broadcast_to(jnp.asarray(amplification, kind), blank.amplification.shape)
+    blank = eqx.tree_at(lambda d: d.amplification, blank, known)
     infinite = jnp.full(blank.implicit.shape, jnp.inf, kind)
     zero = jnp.asarray(0)
     state = _State(
@@ -193,6 +201,13 @@ GAP = 0.1
 """How much further the inner solve goes after a Newton correction that did not settle."""
 
 
+def _remember(found: Derivative, before: Derivative) -> Derivative:
+    """A solve that starts where the last one ended takes few steps, and learns little of K."""
+    where = lambda d: (d.amplification, d.condition)
+    known = jax.tree.map(jnp.maximum, where(found), where(before))
+    return eqx.tree_at(where, found, known)
+
+
 def _estimate(
     found: Derivative, before: Derivative, condition: Float[Array, ""], eps: Float[Array, ""]
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
@@ -200,7 +215,7 @@ def _estimate(
     change = _norms(tree.sub(found.value, before.value))
     worst = jnp.maximum(condition, found.condition)
     rounding = 0.3 * eps * worst * found.implicit
-    linear = found.error * found.implicit
+    linear = found.amplification * found.residual * found.implicit
     return jnp.maximum(change, rounding) + linear, linear
 
 
@@ -242,7 +257,7 @@ def _norms(values: Any) -> Float[Array, " k"]:
 def _loop(unfinished: Any, body: Any, state: _State) -> _State:
     """A `while_loop` whose carry keeps its dtypes, weak types dropped."""
     arrays, static = eqx.partition(state, eqx.is_array)
-    strong = lambda t: jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype), t)  # noqa: E731
+    strong = lambda t: jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype), t)
     end = jax.lax.while_loop(
         lambda a: unfinished(eqx.combine(a, static)),
         lambda a: strong(eqx.filter(body(eqx.combine(a, static)), eqx.is_array)),

@@ -216,7 +216,9 @@ def near_kink(
     out, back = derivative(tree.scale(1 + outward, v)), derivative(tree.scale(1 - outward, v))
 
     def jumps(a: Point, b: Point) -> Bool[Array, ""]:
-        changed = jax.tree.map(lambda s, t, u: jnp.any(jnp.abs(s - t) > 0.01 * jnp.abs(u)), a, b, probe)
+        changed = jax.tree.map(
+            lambda s, t, u: jnp.any(jnp.abs(s - t) > 0.01 * jnp.abs(u)), a, b, probe
+        )
         return jnp.any(jnp.stack(jax.tree.leaves(changed)))
 
     return jumps(up, down) | jumps(out, back)
@@ -270,9 +272,7 @@ def _tangent_error(
     return solution.value, tree.sub(claim, solution.value), solution.info
 
 
-def _form(
-    tangent: Any, jvp: Any, cotangent: Any, vjp: Any, outer: Any, gradient: Any
-) -> str:
+def _form(tangent: Any, jvp: Any, cotangent: Any, vjp: Any, outer: Any, gradient: Any) -> str:
     pairs = {"jvp": (tangent, jvp), "vjp": (cotangent, vjp), "gradient": (outer, gradient)}
     begun = [name for name, pair in pairs.items() if any(part is not None for part in pair)]
     complete = [name for name, pair in pairs.items() if all(part is not None for part in pair)]

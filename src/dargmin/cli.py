@@ -129,7 +129,7 @@ def curse(
         with progress() as advance:
             study = study_curse(table, options, advance)
             advance("saving", 1.0)
-            files = [*study.save(out), *save_curse_figure(study, out)]
+            files = [*save_curse_figure(study, out), *study.save(out)]
     except DataError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from None

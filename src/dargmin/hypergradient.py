@@ -19,7 +19,7 @@ from dargmin.modes import AbstractMode, Implicit
 from dargmin.modes.implicit import parameter_change
 from dargmin.problems import AbstractProblem, Composite
 from dargmin.solve import check_arguments, solve
-from dargmin.status import Status, first_failure, is_ok, raise_if_failed
+from dargmin.status import first_failure, is_ok, raise_if_failed
 from dargmin.strategy import choose_strategy, describe
 from dargmin.types import Parameters, Point
 
@@ -32,20 +32,22 @@ class WarmStart(eqx.Module):
     x: Point
     adjoint: Point
     previous: Point
+    amplification: Float[Array, "*batch"]  # how much a residual is worth, see `LinearInfo`
 
     @classmethod
     def zeros(cls, x0: Point) -> "WarmStart":
         """No knowledge but a starting point."""
         x0 = tree.as_point(x0)
-        return cls(x0, tree.zeros_like(x0), tree.zeros_like(x0))
+        zeros = tree.zeros_like(x0)
+        return cls(x0, zeros, zeros, jnp.ones((), tree.dtype(x0)))
 
     def extrapolated(self) -> Point:
         return tree.axpy(2.0, self.adjoint, tree.scale(-1.0, self.previous))
 
-    def following(self, x: Point, adjoint: Point) -> "WarmStart":
+    def following(self, x: Point, adjoint: Point, amplification: Float[Array, ""]) -> "WarmStart":
         """The warm start after this one. The first adjoint is its own predecessor."""
         first = tree.norm(self.adjoint) == 0
-        return WarmStart(x, adjoint, tree.where(first, adjoint, self.adjoint))
+        return WarmStart(x, adjoint, tree.where(first, adjoint, self.adjoint), amplification)
 
 
 class Hypergradient(eqx.Module):
@@ -245,7 +247,8 @@ class _OuterGradient(AbstractQuantity):
         return Derivative(
             value=_batch_of_one(tree.add(direct, implicit)),
             implicit=tree.norm(implicit).astype(kind)[None],
-            error=info.error[None],
+            residual=info.residual[None],
+            amplification=info.amplification[None],
             unknown=_batch_of_one(solution.unknown),
             condition=info.condition,
             status=info.status,
@@ -275,7 +278,7 @@ class _Tangents(AbstractQuantity):
 
         count = jax.tree.leaves(self.tangents)[0].shape[0]
         if count == 1:
-            first = lambda t: jax.tree.map(lambda u: u[0], t)  # noqa: E731
+            first = lambda t: jax.tree.map(lambda u: u[0], t)
             solution = _batch_of_one(one(first(self.tangents), first(start)))
         else:
             solution = jax.vmap(one)(self.tangents, start)
@@ -283,7 +286,8 @@ class _Tangents(AbstractQuantity):
         return Derivative(
             value=solution.value,
             implicit=jax.vmap(tree.norm)(solution.value),
-            error=info.error,
+            residual=info.residual,
+            amplification=info.amplification,
             unknown=solution.unknown,
             condition=jnp.max(info.condition),
             status=_worst(info.status),
@@ -310,9 +314,9 @@ def _implicit_hypergradient(
     strategy = choose_strategy(problem, warm.x, theta, method)
     outcome = reach(
         problem, strategy.method, _OuterGradient(outer), warm.x, theta,
-        _batch_of_one(warm.extrapolated()), goal, options, newton_first=warm_start is not None,
+        _batch_of_one(warm.extrapolated()), goal, options, amplification=warm.amplification, newton_first=warm_start is not None,
     )  # fmt: skip
-    first = lambda t: jax.tree.map(lambda u: u[0], t)  # noqa: E731
+    first = lambda t: jax.tree.map(lambda u: u[0], t)
     derivative = outcome.derivative
     return Hypergradient(
         value=jnp.asarray(outer(outcome.x, theta)),
@@ -320,7 +324,9 @@ def _implicit_hypergradient(
         x=outcome.x,
         certificate=_unbatch(outcome.certificate),
         cost=outcome.cost + estimated,
-        warm_start=warm.following(outcome.x, first(derivative.unknown)),
+        warm_start=warm.following(
+            outcome.x, first(derivative.unknown), derivative.amplification[0]
+        ),
         reason=describe(problem, x0, strategy, options),
     )
 
@@ -343,9 +349,7 @@ def _hypergradient_in_mode(
 
     def value(dynamic: Any) -> Any:
         theta = eqx.combine(dynamic, static)
-        solution = solve(
-            problem, method, x0, theta, steps=goal.steps, mode=mode, throw=False
-        )
+        solution = solve(problem, method, x0, theta, steps=goal.steps, mode=mode, throw=False)
         return jnp.asarray(outer(solution.x, theta)), solution
 
     (objective, solution), gradient = jax.value_and_grad(value, has_aux=True)(dynamic)
@@ -383,7 +387,6 @@ def _sensitivity(
     start = jax.tree.map(lambda u: jnp.zeros((count, *u.shape), u.dtype), x0)
     outcome = reach(
         problem, strategy.method, _Tangents(tangent), x0, theta, start, goal, options,
-        newton_first=False,
     )  # fmt: skip
     value, certificate = outcome.derivative.value, outcome.certificate
     if not batched:
@@ -440,7 +443,7 @@ def _tangents(tangent: Any, like: Any) -> tuple[Any, bool]:
         return jax.tree.map(lambda t, u: t.astype(u.dtype), tangent, like), True
     raise ValueError(
         "tangent must have the shapes of theta's floating leaves, or one more axis in front of "
-        f"each, but has {[t.shape for t, _ in pairs]} where theta has {[u.shape for _, u in pairs]}."
+        f"each, but has {[t.shape for t, _ in pairs]}, and theta {[u.shape for _, u in pairs]}."
     )
 
 
@@ -449,7 +452,7 @@ def _batch_of_one(value: Any) -> Any:
 
 
 def _unbatch(certificate: Certificate) -> Certificate:
-    where = lambda c: (c.error, c.absolute_error, c.scale)  # noqa: E731
+    where = lambda c: (c.error, c.absolute_error, c.scale)
     return eqx.tree_at(where, certificate, tuple(leaf[0] for leaf in where(certificate)))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dargmin import tree
+from dargmin.linear import prepare
 from dargmin.methods.base import AbstractMethod
 from dargmin.problems import AbstractProblem
 from dargmin.types import Parameters, Point
@@ -140,6 +141,7 @@ def segment_length(steps: int, checkpoint: int | str | None) -> int | None:
     return min(divisors, key=lambda n: n + steps // n, default=root)
 
 
+@eqx.filter_jit
 def trace(
     problem: AbstractProblem,
     method: AbstractMethod,
@@ -154,7 +156,7 @@ def trace(
     Parameters
     ----------
     problem, method
-        As in `dargmin.solve`, prepared.
+        As in `dargmin.solve`.
     x0, theta : pytrees
     tangent : pytree like the floating leaves of theta (None elsewhere)
         θ̇.
@@ -163,7 +165,9 @@ def trace(
     Returns
     -------
     (xs, dxs) : pytrees like x0, with a leading axis of length steps + 1"""
-    method = tree.stop_gradient(method)
+    x0, theta = tree.as_point(x0), tree.as_arrays(theta)
+    problem = prepare(problem, x0, theta)
+    method = tree.stop_gradient(method.prepare(problem, x0, theta))
 
     def iterates(theta: Parameters) -> Point:
         run = Run(problem, method, theta)
@@ -174,12 +178,11 @@ def trace(
             following = run.step(eqx.combine(arrays, template))
             return _strong(eqx.filter(following, eqx.is_array)), following.x
 
-        _, xs = jax.lax.scan(
-            advance, _strong(eqx.filter(carry, eqx.is_array)), None, length=steps
-        )
+        _, xs = jax.lax.scan(advance, _strong(eqx.filter(carry, eqx.is_array)), None, length=steps)
         return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), x0, xs)
 
-    return eqx.filter_jvp(iterates, (theta,), (tangent,))
+    xs, dxs = eqx.filter_jvp(iterates, (theta,), (tree.as_arrays(tangent),))
+    return xs, tree.fill(dxs, xs)
 
 
 def _strong(arrays: Any) -> Any:

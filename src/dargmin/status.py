@@ -59,6 +59,7 @@ class DargminError(RuntimeError):
 
 
 def is_ok(status: Any) -> Bool[Array, "*batch"]:
+    """Whether a status, or each status of a batch, is ok."""
     return status == Status.ok
 
 

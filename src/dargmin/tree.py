@@ -3,6 +3,7 @@
 Scalars are cast to the dtype of each leaf, so that a float64 step size moves a float32 iterate
 without promoting it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "axpy",
     "dot",
     "dtype",
+    "fill",
     "max_norm",
     "norm",
     "random_like",
+    "ravel",
     "scale",
     "size",
     "stop_gradient",
@@ -61,7 +65,13 @@ def as_point(x: Any, name: str = "x0") -> Any:
 
 
 def zeros_like(x: PyTree) -> PyTree:
+    """0, with the shapes and dtypes of x."""
     return jtu.tree_map(jnp.zeros_like, x)
+
+
+def fill(tangent: PyTree, x: PyTree) -> PyTree:
+    """The tangent of x, with zeros in place of None where nothing moves."""
+    return jtu.tree_map(lambda u, du: jnp.zeros_like(u) if du is None else du, x, tangent)
 
 
 def add(x: PyTree, y: PyTree) -> PyTree:
@@ -106,6 +116,12 @@ def size(x: PyTree) -> int:
     return sum(leaf.size for leaf in jtu.tree_leaves(x))
 
 
+def ravel(x: PyTree) -> tuple[Float[Array, " d"], Callable[[Float[Array, " d"]], PyTree]]:
+    """The leaves of x as one vector, and the way back."""
+    with jax.numpy_dtype_promotion("standard"):
+        return ravel_pytree(x)
+
+
 def dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
     """⟨x, y⟩."""
     kind = dtype(x)
@@ -126,6 +142,7 @@ def max_norm(x: PyTree) -> Float[Array, ""]:
 
 
 def all_finite(x: PyTree) -> Bool[Array, ""]:
+    """Whether no array of x holds NaN or infinity."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jtu.tree_leaves(eqx.filter(x, eqx.is_array))]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.asarray(True)
 
@@ -144,7 +161,8 @@ def random_like(x: PyTree, seed: int = 0) -> PyTree:
     leaves, treedef = jtu.tree_flatten(x)
     draws, offset = [], 0
     for leaf in leaves:
-        h = jax.lax.iota(jnp.uint32, leaf.size) + np.uint32(offset + 0x9E3779B9 * (seed + 1) % 2**32)
+        first = np.uint32((offset + 0x9E3779B9 * (seed + 1)) % 2**32)
+        h = jax.lax.iota(jnp.uint32, leaf.size) + first
         for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
             h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
         draws.append((h.astype(leaf.dtype) / 2.0**31 - 1).reshape(leaf.shape))

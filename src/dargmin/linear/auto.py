@@ -37,25 +37,28 @@ class Auto(AbstractLinearSolver):
         rtol: float | Float[Array, ""],
     ) -> tuple[Point, LinearInfo]:
         d = tree.size(b)
-        arguments: dict[str, Any] = dict(symmetric=symmetric, rtol=rtol)
-        krylov_arguments = arguments | dict(start=start, preconditioner=preconditioner)
-        dense_arguments = arguments | dict(start=None, preconditioner=None)
-        if d <= self.small:
-            return Dense().solve(operator, b, **dense_arguments)
-        if d > self.medium:
-            krylov = CG() if symmetric else GMRES()
-            return krylov.solve(operator, b, **krylov_arguments)
-        krylov = CG(max_steps=max(d // 4, 64)) if symmetric else GMRES(max_restarts=4)
-        x, info = krylov.solve(operator, b, **krylov_arguments)
 
-        def keep() -> tuple[Point, LinearInfo]:
-            return x, info
+        def solve(solver: AbstractLinearSolver) -> tuple[Point, LinearInfo]:
+            return solver.solve(
+                operator,
+                b,
+                symmetric=symmetric,
+                start=start,
+                preconditioner=preconditioner,
+                rtol=rtol,
+            )
+
+        if d <= self.small:
+            return solve(Dense())
+        if d > self.medium:
+            return solve(CG() if symmetric else GMRES())
+        x, info = solve(CG(max_steps=max(d // 4, 64)) if symmetric else GMRES(max_restarts=4))
 
         def factor() -> tuple[Point, LinearInfo]:
-            y, dense = Dense().solve(operator, b, **dense_arguments)
+            y, dense = solve(Dense())
             return y, _add_cost(dense, info)
 
-        return jax.lax.cond(in_every_lane(is_ok(info.status)), keep, factor)
+        return jax.lax.cond(in_every_lane(is_ok(info.status)), lambda: (x, info), factor)
 
 
 @jax.custom_batching.custom_vmap

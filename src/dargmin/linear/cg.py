@@ -9,11 +9,16 @@ from dargmin import tree
 from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
+    amplification,
     failure,
     judge,
-    solution_error,
 )
 from dargmin.types import LinearMap, Point
+
+NEGLIGIBLE = 100
+"""Curvature below this many ε of the largest is rounding. Above 30, the backward error in ε that
+`judge` forgives: x then stops before it has run so far along a null vector that any residual
+looks small beside it."""
 
 
 class CG(AbstractLinearSolver):
@@ -52,7 +57,7 @@ class CG(AbstractLinearSolver):
         zero = jnp.zeros((), kind)
         begin = _Refinement(
             x, r, tree.norm(r), jnp.asarray(0), jnp.asarray(0), zero + jnp.inf, zero,
-            jnp.asarray(False),
+            jnp.asarray(False), tree.zeros_like(b), jnp.asarray(False),
         )  # fmt: skip
 
         def unfinished(c: _Refinement) -> Bool[Array, ""]:
@@ -74,6 +79,8 @@ class CG(AbstractLinearSolver):
                 smallest=jnp.minimum(c.smallest, found.smallest),
                 largest=jnp.maximum(c.largest, found.largest),
                 broken=found.broken,
+                direction=found.direction,
+                null=found.null,
             )
 
         end = jax.lax.while_loop(unfinished, refine, begin)
@@ -92,11 +99,14 @@ class _Refinement(eqx.Module):
     smallest: Float[Array, ""]
     largest: Float[Array, ""]
     broken: Bool[Array, ""]
+    direction: Point
+    null: Bool[Array, ""]
 
 
 class _Run(eqx.Module):
     """Where a run stands. `smallest` and `largest` are the extreme Rayleigh quotients of K seen;
-    `broken`: the curvature ⟨p, Kp⟩ is not positive, and x is the last good iterate."""
+    `broken`: the curvature ⟨p, Kp⟩ is not positive, and x is the last good iterate; `null`: it is
+    zero, and p a null vector of K."""
 
     x: Point
     residual: Point  # r
@@ -104,10 +114,13 @@ class _Run(eqx.Module):
     rho: Float[Array, ""]  # ⟨r, M⁻¹r⟩
     size: Float[Array, ""]  # ‖r‖²
     squared: Float[Array, ""]  # ‖p‖²
+    weight: Float[Array, ""]  # ⟨p, Mp⟩
+    top: Float[Array, ""]  # the largest ⟨p, Kp⟩ / ⟨p, Mp⟩ seen
     steps: Int[Array, ""]
     smallest: Float[Array, ""]
     largest: Float[Array, ""]
     broken: Bool[Array, ""]
+    null: Bool[Array, ""]
 
 
 def run(
@@ -135,8 +148,8 @@ def run(
     z, rho, size, squared = correlate(b)
     zero = jnp.zeros((), kind)
     start = _Run(
-        tree.zeros_like(b), b, z, rho, size, squared, jnp.asarray(0), zero + jnp.inf, zero,
-        jnp.asarray(False),
+        tree.zeros_like(b), b, z, rho, size, squared, rho, zero, jnp.asarray(0),
+        zero + jnp.inf, zero, jnp.asarray(False), jnp.asarray(False),
     )  # fmt: skip
 
     def unfinished(c: _Run) -> Bool[Array, ""]:
@@ -146,20 +159,34 @@ def run(
         product = operator(c.direction)
         curvature = tree.dot(c.direction, product)
         quotient = curvature / jnp.where(c.squared > 0, c.squared, 1)
-        largest = jnp.maximum(c.largest, quotient)
-        # Below ε‖K‖ the curvature is rounding, and α = ρ / curvature would be noise.
-        broken = ~((quotient > eps * largest) & (c.rho > 0))
+        # In the norm of M: in that of a badly scaled K, good directions would look like null ones.
+        relative = curvature / jnp.where(c.weight > 0, c.weight, 1)
+        top = jnp.maximum(c.top, relative)
+        broken = ~((relative > NEGLIGIBLE * eps * top) & (c.rho > 0))
         alpha = jnp.where(broken, 0, c.rho / jnp.where(broken, 1, curvature))
         x, r = tree.axpy(alpha, c.direction, c.x), tree.axpy(-alpha, product, c.residual)
         z, rho, size, squared = correlate(r)
         beta = rho / jnp.where(c.rho > 0, c.rho, 1)
-        direction = tree.axpy(beta, c.direction, z)
+        direction = tree.where(broken, c.direction, tree.axpy(beta, c.direction, z))
         if preconditioner is None:
             squared = squared + beta**2 * c.squared  # r is orthogonal to the old direction
         else:
             squared = tree.dot(direction, direction)
-        smallest = jnp.minimum(c.smallest, quotient)
-        return _Run(x, r, direction, rho, size, squared, c.steps + 1, smallest, largest, broken)
+        return _Run(
+            x=x,
+            residual=r,
+            direction=direction,
+            rho=rho,
+            size=size,
+            squared=squared,
+            weight=rho + beta**2 * c.weight,  # as above
+            top=top,
+            steps=c.steps + 1,
+            smallest=jnp.minimum(c.smallest, quotient),
+            largest=jnp.maximum(c.largest, quotient),
+            broken=broken,
+            null=jnp.abs(relative) <= NEGLIGIBLE * eps * top,
+        )
 
     return jax.lax.while_loop(unfinished, step, start)
 
@@ -176,20 +203,17 @@ def _report(
     condition = jnp.maximum(jnp.where(positive, spread, 1), 1)
     length = tree.norm(end.x)
     success = judge(end.size, length, kind, rtol=rtol, largest=end.largest, condition=condition)
-    # x has run off along a null vector: K x = b - r stays small, while b is not orthogonal to x.
-    tolerance = 10 * jnp.sqrt(eps)
-    null = tree.norm(tree.sub(b, end.residual)) <= tolerance * end.largest * length
-    met = jnp.abs(tree.dot(b, end.x)) > tolerance * length
-    singular = end.broken & (end.smallest <= 100 * eps * end.largest)
+    # A null vector p to which b is not orthogonal, beyond rounding.
+    along = jnp.abs(tree.dot(b, end.direction)) > 10 * jnp.sqrt(eps) * tree.norm(end.direction)
     return LinearInfo(
         status=failure(
             success,
             finite=jnp.isfinite(end.size) & jnp.isfinite(length),
             indefinite=end.smallest < -jnp.sqrt(eps) * end.largest,
-            inconsistent=singular & null & (met | (length == 0)),
+            inconsistent=end.null & along,
         ),
         residual=end.size,
-        error=solution_error(end.size, length, end.largest, condition),
+        amplification=amplification(length, end.largest, condition),
         condition=condition,
         products=products,
         factorisations=jnp.asarray(0),

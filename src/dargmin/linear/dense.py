@@ -4,16 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from dargmin import tree
 from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
+    amplification,
     failure,
     judge,
-    solution_error,
 )
 from dargmin.types import LinearMap, Point
 
@@ -35,7 +34,7 @@ class Dense(AbstractLinearSolver):
         rtol: float | Float[Array, ""],
     ) -> tuple[Point, LinearInfo]:
         del start, preconditioner
-        flat, unravel = ravel_pytree(b)
+        flat, unravel = tree.ravel(b)
         matrix = materialise(operator, b)
         x, info = solve_matrix(matrix, flat, symmetric=symmetric, rtol=rtol)
         return unravel(x), info
@@ -43,8 +42,8 @@ class Dense(AbstractLinearSolver):
 
 def materialise(operator: LinearMap, like: Point) -> Float[Array, "d d"]:
     """The matrix of a linear map on pytrees like `like`, by d batched products."""
-    flat, unravel = ravel_pytree(like)
-    columns = jax.vmap(lambda e: ravel_pytree(operator(unravel(e)))[0])(
+    flat, unravel = tree.ravel(like)
+    columns = jax.vmap(lambda e: tree.ravel(operator(unravel(e)))[0])(
         jnp.eye(flat.size, dtype=flat.dtype)
     )
     return columns.T
@@ -105,7 +104,7 @@ def solve_matrix(
             inconsistent=outside > slack,
         ),
         residual=relative,
-        error=solution_error(relative, length, largest, condition),
+        amplification=amplification(length, largest, condition),
         condition=condition,
         products=jnp.asarray(d),
         factorisations=jnp.where(regular, 1, 2),

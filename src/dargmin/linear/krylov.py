@@ -11,9 +11,9 @@ from dargmin import tree
 from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
+    amplification,
     failure,
     judge,
-    solution_error,
 )
 from dargmin.types import LinearMap, Point
 
@@ -127,7 +127,7 @@ def _solve_with(
     return x, LinearInfo(
         status=failure(success, finite=finite, indefinite=no, inconsistent=no),
         residual=relative,
-        error=solution_error(relative, length, largest, condition),
+        amplification=amplification(length, largest, condition),
         condition=condition,
         products=(first + second) * products_per_step + 4,
         factorisations=jnp.asarray(0),

@@ -1,4 +1,4 @@
-"""The Newton correction x̂ = x - (∂ₓF)⁻¹F: it measures how far x is from the solution, and moves it."""
+"""The Newton correction x̂ = x - (∂ₓF)⁻¹F: it measures the distance to the solution, and goes it."""
 
 from typing import Any
 

@@ -7,7 +7,6 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dargmin import tree
 from dargmin.status import Status, is_ok
 from dargmin.types import LinearMap, Point
 
@@ -15,16 +14,21 @@ from dargmin.types import LinearMap, Point
 class LinearInfo(eqx.Module):
     """How a linear solve went.
 
-    `residual` is the true relative residual ‖b - Kx‖ / ‖b‖; `error` the relative error of x that
-    it allows, ‖K⁺‖ ‖b - Kx‖ / ‖x‖; `condition` the condition number; both by cheap estimates of
-    ‖K⁺‖ from below. `products` counts applications of K, `factorisations` dense ones."""
+    `residual` is the true relative residual ‖b - Kx‖ / ‖b‖, and `error` the relative error of x
+    that it allows: `amplification` ‖K⁺‖ ‖b‖ / ‖x‖ times larger. That and `condition` come from
+    cheap estimates of ‖K⁺‖, from below; a solve that took no step has learnt nothing, and both
+    are 1. `products` counts applications of K, `factorisations` dense ones."""
 
     status: Any
-    residual: Float[Array, ""]
-    error: Float[Array, ""]
-    condition: Float[Array, ""]
-    products: Int[Array, ""]
-    factorisations: Int[Array, ""]
+    residual: Float[Array, "*batch"]
+    amplification: Float[Array, "*batch"]
+    condition: Float[Array, "*batch"]
+    products: Int[Array, "*batch"]
+    factorisations: Int[Array, "*batch"]
+
+    @property
+    def error(self) -> Float[Array, "*batch"]:
+        return self.amplification * self.residual
 
     @property
     def ok(self) -> Bool[Array, "*batch"]:
@@ -58,15 +62,12 @@ def rounding(dtype: Any, condition: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.asarray(jnp.finfo(dtype).eps, dtype) * condition
 
 
-def solution_error(
-    relative: Float[Array, ""],
-    length: Float[Array, ""],
-    largest: Float[Array, ""],
-    condition: Float[Array, ""],
+def amplification(
+    length: Float[Array, ""], largest: Float[Array, ""], condition: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """‖K⁺‖ ‖r‖ / ‖x‖: what a residual of size `relative` may do to x, relative to `length` = ‖x‖."""
+    """‖K⁺‖ / ‖x‖, by which a relative residual is multiplied at worst, for ‖b‖ = 1."""
     size = largest * length
-    return jnp.where(size > 0, condition * relative / jnp.where(size > 0, size, 1), relative)
+    return jnp.where(size > 0, condition / jnp.where(size > 0, size, 1), 1)
 
 
 def judge(

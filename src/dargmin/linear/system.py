@@ -87,6 +87,12 @@ def solve_linear_differentiably(
     options = LinearOptions() if options is None else options
     system = problem.linear_system(x, theta)
     preconditioner = _preconditioner(problem, x, theta, options)
+    # As one vector: `custom_linear_solve` cannot be transposed where some leaves move and some
+    # do not.
+    b, unravel = tree.ravel(system.before(rhs))
+
+    def on_vectors(linear: LinearMap | None) -> LinearMap | None:
+        return None if linear is None else lambda v: tree.ravel(linear(unravel(v)))[0]
 
     def solver(preconditioner: LinearMap | None):
         def solve(operator: LinearMap, b: Point) -> Point:
@@ -100,13 +106,14 @@ def solve_linear_differentiably(
 
         return solve
 
-    w = jax.lax.custom_linear_solve(
-        system.operator,
-        system.before(rhs),
-        solve=solver(preconditioner),
-        transpose_solve=solver(_transposed(preconditioner, system, x)),
+    vector = jax.lax.custom_linear_solve(
+        lambda v: tree.ravel(system.operator(unravel(v)))[0],
+        b,
+        solve=solver(on_vectors(preconditioner)),
+        transpose_solve=solver(on_vectors(_transposed(preconditioner, system, x))),
         symmetric=system.symmetric,
     )
+    w = unravel(vector)
     return tree.add(system.beside(rhs), system.after(w))
 
 

@@ -28,5 +28,5 @@ class AbstractMethod(eqx.Module):
         """(x_{t+1}, the state there, and F(x, θ) where this step evaluated it)."""
 
     def cost(self, state: Any, steps: Any) -> Cost:
-        """What `steps` steps that ended in `state` have cost: a gradient each, if nothing is said."""
+        """What `steps` steps that ended in `state` have cost: by default, a gradient each."""
         return Cost(gradients=steps)

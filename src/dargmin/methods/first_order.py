@@ -6,8 +6,8 @@ for the residual F, so that every method also runs on root-finding and fixed-poi
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from dargmin import tree
@@ -229,11 +229,9 @@ def restarted_momentum(
 def _spectrum(mu: ArrayLike, L: ArrayLike) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
     """(μ, L) as arrays; the order is checked where the values are known."""
     mu, L = jnp.asarray(mu), jnp.asarray(L)
-    if not any(isinstance(value, jax.core.Tracer) for value in (mu, L)):
-        if not bool(jnp.all((mu >= 0) & (mu <= L) & (L > 0) & jnp.isfinite(L))):
-            raise ValueError(
-                f"Spectra are given as (mu, L) with 0 <= mu <= L, but mu={mu} and L={L}."
-            )
+    known = not any(isinstance(value, Tracer) for value in (mu, L))
+    if known and not bool(jnp.all((mu >= 0) & (mu <= L) & (L > 0) & jnp.isfinite(L))):
+        raise ValueError(f"Spectra are given as (mu, L) with 0 <= mu <= L, but mu={mu} and L={L}.")
     return mu, L
 
 

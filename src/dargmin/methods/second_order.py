@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dargmin import tree
+from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, solve_linear_differentiably
 from dargmin.linear.cg import run
-from dargmin.cost import Cost
 from dargmin.methods.base import AbstractMethod
 from dargmin.problems import AbstractProblem, Objective
 from dargmin.types import Parameters, Point
@@ -51,9 +51,9 @@ class ConjugateGradient(AbstractMethod):
 class NewtonCG(AbstractMethod):
     """x_{t+1} = x_t + a_t d_t,  ∇²f(x_t) d_t ≈ -∇f(x_t) by conjugate gradients.
 
-    The linear solve is as inexact as superlinear convergence allows (‖r‖ ≤ η_t ‖∇f‖ with
-    η_t = min(η, 0.9 ‖∇f(x_t)‖²/‖∇f(x_{t-1})‖²)), stops at negative curvature, and a_t is the first of
-    1, ½, ¼, ... that decreases f enough (Armijo). The derivative of a step is that of the exact
+    The linear solve is as inexact as superlinear convergence allows, ‖r‖ ≤ η_t ‖∇f‖ with
+    η_t = min(η, 0.9 ‖∇f(x_t)‖²/‖∇f(x_{t-1})‖²), and stops at negative curvature; a_t is the first
+    of 1, ½, ¼, ... that decreases f enough (Armijo). The derivative of a step is that of the exact
     Newton direction.
 
     Parameters
@@ -125,8 +125,9 @@ def _newton_direction_jvp(primals: Any, tangents: Any) -> Any:
         return tree.add(problem.residual(x, theta), product)
 
     _, change = eqx.filter_jvp(equation, (problem, x, theta), tangents[:3])
+    rhs = tree.scale(-1.0, tree.fill(change, x))
     tangent = solve_linear_differentiably(
-        problem, x, theta, tree.scale(-1.0, change), options=LinearOptions(), throw=False
+        problem, x, theta, rhs, options=LinearOptions(), throw=False
     )
     return (direction, products), (tangent, None)
 

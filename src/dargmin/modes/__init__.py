@@ -1,4 +1,4 @@
-"""Which derivative: of the algorithm (Unrolled, LateStart) or of the solution (Implicit, Neumann)."""
+"""Which derivative: of the algorithm (Unrolled, LateStart), of the solution (Implicit, Neumann)."""
 
 from dargmin.modes.base import AbstractMode
 from dargmin.modes.implicit import AbstractFrozenMode, Implicit, Neumann

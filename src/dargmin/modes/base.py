@@ -3,16 +3,15 @@
 from abc import abstractmethod
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from dargmin import tree
 from dargmin.loop import Carry, Run
 from dargmin.solution import Solution
 from dargmin.status import Status
 from dargmin.types import Point
-from dargmin import tree
-
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 
 class AbstractMode(eqx.Module):

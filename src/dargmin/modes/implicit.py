@@ -1,5 +1,6 @@
 """Implicit and Neumann: derivatives of the solution, by formulas at a frozen point."""
 
+from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
@@ -27,9 +28,9 @@ from dargmin.types import LinearMap, Parameters, Point
 class AbstractFrozenMode(AbstractMode):
     """The derivative is a formula at x_T: x0 and the way there are constants."""
 
+    @abstractmethod
     def attach(self, problem: AbstractProblem, x: Point, theta: Parameters, throw: bool) -> Point:
         """x with this mode's derivative in θ."""
-        raise NotImplementedError
 
     def solve(
         self, run: Run, x0: Point, steps: int, tol: Float[Array, ""] | None, throw: bool
@@ -84,7 +85,9 @@ class Implicit(AbstractFrozenMode):
         if not self.polish:
             return _implicit(problem, x, theta, (self.options, throw))
         frozen, constants = tree.stop_gradient((problem, theta))
-        step = solve_linear(frozen, x, constants, frozen.residual(x, constants), options=self.options)
+        step = solve_linear(
+            frozen, x, constants, frozen.residual(x, constants), options=self.options
+        )
         corrected = tree.sub(x, poison(step.value, ~is_ok(step.info.status)))
         moving = _implicit(problem, corrected, theta, (self.options, throw))
         # The value of x_T with the derivatives, of every order, of x*(θ) at the corrected point.
@@ -136,9 +139,7 @@ class Neumann(AbstractFrozenMode):
         x = jax.lax.stop_gradient(x)
         return _neumann(problem, x, theta, (self.terms, self._step(problem, x, theta)))
 
-    def _step(
-        self, problem: AbstractProblem, x: Point, theta: Parameters
-    ) -> Float[Array, ""]:
+    def _step(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Float[Array, ""]:
         step = self.step_size
         if step is None and isinstance(problem, Composite):
             step = problem.step
@@ -176,4 +177,4 @@ def parameter_change(
     def residual(problem: AbstractProblem, theta: Parameters) -> Point:
         return problem.residual(x, theta)
 
-    return eqx.filter_jvp(residual, (problem, theta), tangent)[1]
+    return tree.fill(eqx.filter_jvp(residual, (problem, theta), tangent)[1], x)

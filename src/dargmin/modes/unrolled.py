@@ -4,8 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dargmin.loop import Run, freeze, segment_length, unroll
 from dargmin import tree
+from dargmin.loop import Run, freeze, segment_length, unroll
 from dargmin.modes.base import AbstractMode, conclude
 from dargmin.solution import Solution
 from dargmin.types import Point
