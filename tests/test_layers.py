@@ -21,7 +21,7 @@ LAYERS = """
     certificate
     theory
     strategy accuracy
-    hypergradient diagnose plan interop
+    hypergradient sensitivity diagnose plan interop
     __init__
     bilevel
     estimators

@@ -4,10 +4,8 @@ from dargmin import linear, methods, modes, problems, prox
 from dargmin.certificate import Certificate, certify
 from dargmin.hypergradient import (
     Hypergradient,
-    Sensitivity,
     WarmStart,
     hypergradient,
-    sensitivity,
 )
 from dargmin.loop import trace
 from dargmin.methods import (
@@ -24,6 +22,7 @@ from dargmin.methods import (
 )
 from dargmin.modes import Implicit, LateStart, Neumann, Unrolled
 from dargmin.problems import Composite, FixedPoint, Objective, Root
+from dargmin.sensitivity import Sensitivity, sensitivity
 from dargmin.solution import Solution
 from dargmin.solve import attach, solve
 from dargmin.status import DargminError, Status

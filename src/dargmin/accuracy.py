@@ -19,6 +19,7 @@ from dargmin.certificate import Certificate, accuracy_status, near_kink, relativ
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, newton_correction
 from dargmin.linear.solution import default_rtol
+from dargmin.linear.spectrum import LANCZOS_STEPS
 from dargmin.loop import Run, freeze
 from dargmin.methods import AbstractMethod
 from dargmin.problems import AbstractProblem, Composite
@@ -264,3 +265,53 @@ def _loop(unfinished: Any, body: Any, state: _State) -> _State:
         strong(arrays),
     )
     return eqx.combine(end, static)
+
+
+def refuse_derivatives(tree: Any) -> Any:
+    """The identity, which refuses to be differentiated."""
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(_refuse(arrays), rest)
+
+
+@jax.custom_jvp
+def _refuse(arrays: Any) -> Any:
+    return arrays
+
+
+@_refuse.defjvp
+def _refuse_jvp(primals: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "The result of hypergradient or sensitivity is not differentiable again. For higher "
+        "derivatives use dargmin.solve(..., mode=dargmin.Implicit()), which is; to use the result "
+        "as a constant, apply jax.lax.stop_gradient to the arguments."
+    )
+
+
+def estimation_cost(problem: AbstractProblem, x0: Point) -> Cost:
+    """The Hessian-vector products that estimating a composite problem's step size takes."""
+    unknown = isinstance(problem, Composite) and problem.step_size is None
+    return Cost(products=min(LANCZOS_STEPS, tree.size(x0)) if unknown else 0)
+
+
+def make_goal(rtol: ArrayLike, atol: ArrayLike, steps: int, x0: Point) -> Goal:
+    """A goal in the dtype of x0."""
+    kind = tree.dtype(x0)
+    return Goal(jnp.asarray(rtol, kind), jnp.asarray(atol, kind), steps)
+
+
+def batch_of_one(value: Any) -> Any:
+    """`value` with a leading axis of length one."""
+    return jax.tree.map(lambda u: jnp.asarray(u)[None], value)
+
+
+def unbatch(certificate: Certificate) -> Certificate:
+    """A certificate of one derivative, without the leading axis."""
+    where = lambda c: (c.error, c.absolute_error, c.scale)
+    return eqx.tree_at(where, certificate, tuple(leaf[0] for leaf in where(certificate)))
+
+
+def progress(result: Any) -> str:
+    """How far a result got, where that is known."""
+    if result.status.is_traced():
+        return ""
+    return f"Estimated relative error: {result.certificate.error}."

@@ -1,4 +1,4 @@
-"""hypergradient and sensitivity: derivatives of the solution to the accuracy asked for."""
+"""hypergradient: d φ(x*(θ), θ) / dθ to the accuracy asked for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,17 +9,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dargmin import tree
-from dargmin.accuracy import AbstractQuantity, Derivative, Goal, reach
+from dargmin.accuracy import (
+    AbstractQuantity,
+    Derivative,
+    Goal,
+    batch_of_one,
+    estimation_cost,
+    make_goal,
+    progress,
+    reach,
+    refuse_derivatives,
+    unbatch,
+)
 from dargmin.certificate import Certificate, certify, implicit_vjp, outer_gradients
 from dargmin.cost import Cost
-from dargmin.linear import LinearOptions, prepare, solve_linear
-from dargmin.linear.spectrum import LANCZOS_STEPS
+from dargmin.linear import LinearOptions, prepare
 from dargmin.methods import AbstractMethod
 from dargmin.modes import AbstractMode, Implicit
-from dargmin.modes.implicit import parameter_change
-from dargmin.problems import AbstractProblem, Composite
+from dargmin.problems import AbstractProblem
 from dargmin.solve import check_arguments, solve
-from dargmin.status import first_failure, is_ok, raise_if_failed
+from dargmin.status import first_failure, raise_if_failed
 from dargmin.strategy import choose_strategy, describe
 from dargmin.types import Parameters, Point
 
@@ -73,31 +82,6 @@ class Hypergradient(eqx.Module):
     certificate: Certificate
     cost: Cost
     warm_start: WarmStart | None
-    reason: str = eqx.field(static=True)
-
-    @property
-    def status(self) -> Any:
-        return self.certificate.status
-
-    @property
-    def ok(self) -> Bool[Array, "*batch"]:
-        return self.certificate.ok
-
-
-class Sensitivity(eqx.Module):
-    """∂x*(θ) θ̇ with its error bar, for one tangent θ̇ or a batch of them.
-
-    Attributes
-    ----------
-    tangent : pytree like x0, with the batch axis first
-        ∂x*(θ) θ̇.
-    x, certificate, cost, reason
-        As in `Hypergradient`; the certificate's errors and scales have the batch's shape."""
-
-    tangent: Point
-    x: Point
-    certificate: Certificate
-    cost: Cost
     reason: str = eqx.field(static=True)
 
     @property
@@ -165,7 +149,7 @@ def hypergradient(
     x0, theta = tree.as_point(x0), tree.as_arrays(theta)
     if not jax.tree.leaves(eqx.filter(theta, eqx.is_inexact_array)):
         raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
-    goal = _goal(rtol, atol, steps, x0)
+    goal = make_goal(rtol, atol, steps, x0)
     if mode is None or isinstance(mode, Implicit):
         mode = Implicit() if mode is None else mode
         result = _implicit_hypergradient(
@@ -177,52 +161,7 @@ def hypergradient(
                 f"mode={mode!r} differentiates the iterations of a method: give method= too."
             )
         result = _hypergradient_in_mode(outer, problem, x0, theta, goal, method, mode)
-    return raise_if_failed(result, detail=_progress(result)) if throw else result
-
-
-def sensitivity(
-    problem: AbstractProblem,
-    x0: Point,
-    theta: Parameters,
-    tangent: Any,
-    *,
-    rtol: ArrayLike = 1e-3,
-    atol: ArrayLike = 0.0,
-    method: AbstractMethod | None = None,
-    mode: Implicit | None = None,
-    steps: int = 10_000,
-    throw: bool = True,
-) -> Sensitivity:
-    """∂x*(θ) θ̇ to the accuracy asked for, with its certificate.
-
-    Parameters
-    ----------
-    tangent : pytree like the floating leaves of theta, or with one more axis in front of each
-        θ̇, or a batch of them: `jnp.eye(p)` gives the certified Jacobian, transposed.
-    mode : Implicit, optional
-    problem, x0, theta, rtol, atol, method, steps, throw
-        As in `hypergradient`. Every tangent of a batch is worked on until it is accurate.
-
-    Returns
-    -------
-    Sensitivity
-
-    Raises
-    ------
-    ValueError, DargminError
-        As in `hypergradient`."""
-    check_arguments(problem, method, steps, rtol, atol)
-    x0, theta = tree.as_point(x0), tree.as_arrays(theta)
-    tangent, batched = _tangents(tangent, eqx.filter(theta, eqx.is_inexact_array))
-    if mode is not None and not isinstance(mode, Implicit):
-        raise ValueError(
-            f"sensitivity is implicit, but mode={mode!r}. For derivatives of the iterations use "
-            "jax.jvp of dargmin.solve(..., mode=...) and dargmin.certify."
-        )
-    options = LinearOptions() if mode is None else mode.options
-    goal = _goal(rtol, atol, steps, x0)
-    result = _sensitivity(problem, x0, theta, tangent, batched, goal, method, options)
-    return raise_if_failed(result, detail=_progress(result)) if throw else result
+    return raise_if_failed(result, detail=progress(result)) if throw else result
 
 
 class _OuterGradient(AbstractQuantity):
@@ -245,53 +184,14 @@ class _OuterGradient(AbstractQuantity):
         )
         kind, info = tree.dtype(x), solution.info
         return Derivative(
-            value=_batch_of_one(tree.add(direct, implicit)),
+            value=batch_of_one(tree.add(direct, implicit)),
             implicit=tree.norm(implicit).astype(kind)[None],
             residual=info.residual[None],
             amplification=info.amplification[None],
-            unknown=_batch_of_one(solution.unknown),
+            unknown=batch_of_one(solution.unknown),
             condition=info.condition,
             status=info.status,
             cost=Cost(0, info.products + 1, info.factorisations),
-        )
-
-
-class _Tangents(AbstractQuantity):
-    """-(∂ₓF)⁻¹ ∂_θF θ̇, for tangents with a leading axis."""
-
-    tangents: Any
-
-    def __call__(
-        self,
-        problem: AbstractProblem,
-        x: Point,
-        theta: Parameters,
-        start: Point,
-        options: LinearOptions,
-    ) -> Derivative:
-        def one(tangent: Any, start: Point) -> Any:
-            nothing = jax.tree.map(lambda _: None, problem)
-            change = parameter_change(problem, x, theta, (nothing, tangent))
-            return solve_linear(
-                problem, x, theta, tree.scale(-1.0, change), start=start, options=options
-            )
-
-        count = jax.tree.leaves(self.tangents)[0].shape[0]
-        if count == 1:
-            first = lambda t: jax.tree.map(lambda u: u[0], t)
-            solution = _batch_of_one(one(first(self.tangents), first(start)))
-        else:
-            solution = jax.vmap(one)(self.tangents, start)
-        info = solution.info
-        return Derivative(
-            value=solution.value,
-            implicit=jax.vmap(tree.norm)(solution.value),
-            residual=info.residual,
-            amplification=info.amplification,
-            unknown=solution.unknown,
-            condition=jnp.max(info.condition),
-            status=_worst(info.status),
-            cost=Cost(0, jnp.sum(info.products) + count, jnp.max(info.factorisations)),
         )
 
 
@@ -307,14 +207,15 @@ def _implicit_hypergradient(
     warm_start: WarmStart | None,
 ) -> Hypergradient:
     warm = WarmStart.zeros(x0) if warm_start is None else warm_start
-    estimated = _estimation_cost(problem, x0)
+    estimated = estimation_cost(problem, x0)
     outer = eqx.filter_closure_convert(outer, x0, theta)
     problem = prepare(problem, warm.x, theta)
-    problem, theta, warm, outer = _once((problem, theta, warm, outer))
+    problem, theta, warm, outer = refuse_derivatives((problem, theta, warm, outer))
     strategy = choose_strategy(problem, warm.x, theta, method)
     outcome = reach(
         problem, strategy.method, _OuterGradient(outer), warm.x, theta,
-        _batch_of_one(warm.extrapolated()), goal, options, amplification=warm.amplification, newton_first=warm_start is not None,
+        batch_of_one(warm.extrapolated()), goal, options,
+        amplification=warm.amplification, newton_first=warm_start is not None,
     )  # fmt: skip
     first = lambda t: jax.tree.map(lambda u: u[0], t)
     derivative = outcome.derivative
@@ -322,7 +223,7 @@ def _implicit_hypergradient(
         value=jnp.asarray(outer(outcome.x, theta)),
         gradient=first(derivative.value),
         x=outcome.x,
-        certificate=_unbatch(outcome.certificate),
+        certificate=unbatch(outcome.certificate),
         cost=outcome.cost + estimated,
         warm_start=warm.following(
             outcome.x, first(derivative.unknown), derivative.amplification[0]
@@ -344,7 +245,7 @@ def _hypergradient_in_mode(
     """One run in a mode that nothing refines, certified."""
     outer = eqx.filter_closure_convert(outer, x0, theta)
     problem = prepare(problem, x0, theta)
-    problem, x0, theta, outer = _once((problem, x0, theta, outer))
+    problem, x0, theta, outer = refuse_derivatives((problem, x0, theta, outer))
     dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
 
     def value(dynamic: Any) -> Any:
@@ -367,102 +268,3 @@ def _hypergradient_in_mode(
         reason=f"{mode!r} of {goal.steps} steps of {type(method).__name__} was asked for; "
         "it is certified, not refined.",
     )
-
-
-@eqx.filter_jit
-def _sensitivity(
-    problem: AbstractProblem,
-    x0: Point,
-    theta: Parameters,
-    tangent: Any,
-    batched: bool,
-    goal: Goal,
-    method: AbstractMethod | None,
-    options: LinearOptions,
-) -> Sensitivity:
-    estimated = _estimation_cost(problem, x0)
-    problem, x0, theta = _once((prepare(problem, x0, theta), x0, theta))
-    strategy = choose_strategy(problem, x0, theta, method)
-    count = jax.tree.leaves(tangent)[0].shape[0]
-    start = jax.tree.map(lambda u: jnp.zeros((count, *u.shape), u.dtype), x0)
-    outcome = reach(
-        problem, strategy.method, _Tangents(tangent), x0, theta, start, goal, options,
-    )  # fmt: skip
-    value, certificate = outcome.derivative.value, outcome.certificate
-    if not batched:
-        value = jax.tree.map(lambda u: u[0], value)
-        certificate = _unbatch(certificate)
-    reason = describe(problem, x0, strategy, options)
-    return Sensitivity(value, outcome.x, certificate, outcome.cost + estimated, reason)
-
-
-def _once(tree: Any) -> Any:
-    """The identity, which refuses to be differentiated."""
-    arrays, rest = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(_refuse(arrays), rest)
-
-
-@jax.custom_jvp
-def _refuse(arrays: Any) -> Any:
-    return arrays
-
-
-@_refuse.defjvp
-def _refuse_jvp(primals: Any, tangents: Any) -> Any:
-    raise TypeError(
-        "The result of hypergradient or sensitivity is not differentiable again. For higher "
-        "derivatives use dargmin.solve(..., mode=dargmin.Implicit()), which is; to use the result "
-        "as a constant, apply jax.lax.stop_gradient to the arguments."
-    )
-
-
-def _estimation_cost(problem: AbstractProblem, x0: Point) -> Cost:
-    """The Hessian-vector products that estimating a composite problem's step size takes."""
-    unknown = isinstance(problem, Composite) and problem.step_size is None
-    return Cost(products=min(LANCZOS_STEPS, tree.size(x0)) if unknown else 0)
-
-
-def _goal(rtol: ArrayLike, atol: ArrayLike, steps: int, x0: Point) -> Goal:
-    kind = tree.dtype(x0)
-    return Goal(jnp.asarray(rtol, kind), jnp.asarray(atol, kind), steps)
-
-
-def _tangents(tangent: Any, like: Any) -> tuple[Any, bool]:
-    """Tangents with a leading axis, and whether they came with one."""
-    tangent = eqx.filter(tree.as_arrays(tangent), eqx.is_inexact_array)
-    if jax.tree.structure(tangent) != jax.tree.structure(like):
-        raise ValueError(
-            f"tangent must be a pytree with structure {jax.tree.structure(like)}, but has "
-            f"{jax.tree.structure(tangent)}."
-        )
-    pairs = list(zip(jax.tree.leaves(tangent), jax.tree.leaves(like), strict=True))
-    if all(t.shape == u.shape for t, u in pairs):
-        return jax.tree.map(lambda t, u: t.astype(u.dtype)[None], tangent, like), False
-    counts = {t.shape[0] for t, u in pairs if t.ndim == u.ndim + 1 and t.shape[1:] == u.shape}
-    if len(counts) == 1 and all(t.ndim == u.ndim + 1 for t, u in pairs) and counts != {0}:
-        return jax.tree.map(lambda t, u: t.astype(u.dtype), tangent, like), True
-    raise ValueError(
-        "tangent must have the shapes of theta's floating leaves, or one more axis in front of "
-        f"each, but has {[t.shape for t, _ in pairs]}, and theta {[u.shape for _, u in pairs]}."
-    )
-
-
-def _batch_of_one(value: Any) -> Any:
-    return jax.tree.map(lambda u: jnp.asarray(u)[None], value)
-
-
-def _unbatch(certificate: Certificate) -> Certificate:
-    where = lambda c: (c.error, c.absolute_error, c.scale)
-    return eqx.tree_at(where, certificate, tuple(leaf[0] for leaf in where(certificate)))
-
-
-def _worst(status: Any) -> Any:
-    """One status for a batch: the first that is not ok."""
-    index = jnp.argmax(~is_ok(status))
-    return jax.tree.map(lambda u: u[index], status)
-
-
-def _progress(result: Hypergradient | Sensitivity) -> str:
-    if result.status.is_traced():
-        return ""
-    return f"Estimated relative error: {result.certificate.error}."
