@@ -99,15 +99,19 @@ def unroll(
         return over if limit is None else over | (now.steps >= limit)
 
     def advance(arrays: Any) -> Any:
-        following = _strong(eqx.filter(run.step(join(arrays)), eqx.is_array))
         if limit is None and tol is None:
-            return following
-        return tree.where(finished(arrays), arrays, following)
+            return _strong(eqx.filter(run.step(join(arrays)), eqx.is_array))
+        # A step that only fills up starts where the first one did: at the solution it may be
+        # singular, and 0 · NaN in its derivative would pass the mask.
+        over = finished(arrays)
+        following = run.step(join(tree.where(over, harmless, arrays)))
+        return tree.where(over, arrays, _strong(eqx.filter(following, eqx.is_array)))
 
     def segment(step: Any, arrays: Any, length: int) -> Any:
         return jax.lax.scan(lambda c, _: (step(c), None), arrays, None, length=length)[0]
 
     arrays = _strong(eqx.filter(carry, eqx.is_array))
+    harmless = jax.lax.stop_gradient(arrays)
     if checkpoint is None:
         return join(segment(advance, arrays, steps))
 
