@@ -153,8 +153,8 @@ def reach(
         wanted = goal.atol + goal.rtol * scale
         tighter = s.linear_rtol * jnp.min(0.1 * wanted / jnp.maximum(linear, eps * eps))
         linear_rtol = jnp.clip(tighter, eps, s.linear_rtol)
-        progress = ~is_ok(s.status) | (error < 0.5 * s.error)
-        progress = jnp.any(progress & jnp.isfinite(error)) | (s.rounds == 0)
+        closer = ~at.settled & (at.residual < 0.5 * s.residual)
+        progress = jnp.any(error < 0.5 * s.error) | closer | (s.rounds == 0)
         cost = Cost(at.evaluations, at.products, at.factorisations) + inner_cost + found.cost
         return _State(
             x=at.x,
@@ -193,9 +193,8 @@ def reach(
         steps=zero, rounds=zero, failures=zero, cost=Cost(gradients=1),
     )  # fmt: skip
     end = _loop(unfinished, body, state)
-    return Outcome(
-        end.x, end.derivative, _certificate(problem, theta, end, goal, initial), end.cost, end.steps
-    )
+    certificate = _certificate(problem, theta, end, goal)
+    return Outcome(end.x, end.derivative, certificate, end.cost, end.steps)
 
 
 GAP = 0.1
@@ -221,11 +220,7 @@ def _estimate(
 
 
 def _certificate(
-    problem: AbstractProblem,
-    theta: Parameters,
-    end: _State,
-    goal: Goal,
-    initial: Float[Array, ""],
+    problem: AbstractProblem, theta: Parameters, end: _State, goal: Goal
 ) -> Certificate:
     status = end.status
     if isinstance(problem, Composite):
