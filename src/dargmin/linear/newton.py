@@ -124,21 +124,15 @@ def _damped(
 ) -> tuple[Point, Point, Float[Array, ""], Int[Array, ""]]:
     """x - a δ with the first a of 1, ½, ¼, ... at which ‖F‖ is below what it was."""
 
-    def trial(size: Float[Array, ""]) -> tuple[Point, Point, Float[Array, ""]]:
+    def too_long(carry: Any) -> Bool[Array, ""]:
+        _, _, residual, count = carry
+        return ~(residual < r.residual) & (count <= halvings)
+
+    def trial(carry: Any) -> Any:
+        *_, count = carry
+        size = jnp.exp2(-count.astype(r.residual.dtype))
         x = tree.axpy(-size, step, r.x)
         F = problem.residual(x, theta)
-        return x, F, tree.norm(F)
+        return x, F, tree.norm(F), count + 1
 
-    def too_long(carry: Any) -> Bool[Array, ""]:
-        _, (_, _, residual), count = carry
-        return ~(residual < r.residual) & (count < halvings)
-
-    def halve(carry: Any) -> Any:
-        size, _, count = carry
-        return size / 2, trial(size / 2), count + 1
-
-    one = jnp.ones((), r.residual.dtype)
-    _, (x, F, residual), count = jax.lax.while_loop(
-        too_long, halve, (one, trial(one), jnp.asarray(1))
-    )
-    return x, F, residual, count
+    return jax.lax.while_loop(too_long, trial, (r.x, r.F, r.residual, jnp.asarray(0)))
