@@ -19,6 +19,7 @@ from dargmin.methods import (
     Nesterov,
     NewtonCG,
     ProximalGradient,
+    Sobolev,
 )
 from dargmin.modes import Implicit, LateStart, Neumann, Unrolled
 from dargmin.problems import Composite, FixedPoint, Objective, Root
@@ -51,6 +52,7 @@ __all__ = [
     "ProximalGradient",
     "Root",
     "Sensitivity",
+    "Sobolev",
     "Solution",
     "Status",
     "Unrolled",

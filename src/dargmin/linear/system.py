@@ -22,6 +22,14 @@ class LinearOptions(eqx.Module):
     preconditioner: LinearMap | None = None
     rtol: float | Float[Array, ""] | None = None
 
+    def convert_closures(self, x: Point) -> "LinearOptions":
+        """The same, with all that the preconditioner closes over among the leaves, as constants
+        of every derivative."""
+        preconditioner = self.preconditioner
+        if preconditioner is not None:
+            preconditioner = eqx.filter_closure_convert(preconditioner, x)
+        return tree.stop_gradient(LinearOptions(self.solver, preconditioner, self.rtol))
+
 
 class LinearSolution(eqx.Module):
     """u, the Krylov unknown w that a later, similar solve may start from, and how it went."""

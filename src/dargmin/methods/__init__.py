@@ -11,6 +11,7 @@ from dargmin.methods.first_order import (
 )
 from dargmin.methods.proximal import FixedPointIteration, ProximalGradient
 from dargmin.methods.second_order import ConjugateGradient, NewtonCG
+from dargmin.methods.sobolev import Sobolev
 
 __all__ = [
     "AbstractMethod",
@@ -25,4 +26,5 @@ __all__ = [
     "Nesterov",
     "NewtonCG",
     "ProximalGradient",
+    "Sobolev",
 ]

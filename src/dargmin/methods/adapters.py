@@ -1,5 +1,6 @@
 """Methods that come from elsewhere: optax transformations and Optimistix solvers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -21,9 +22,11 @@ class FromOptax(AbstractMethod):
     transformation : optax.GradientTransformation
         Any. Those with an inner loop (`optax.lbfgs`) cannot be unrolled in reverse mode: use
         `Implicit`. Unrolled Adam has an infinite derivative where a coordinate starts with zero
-        gradient."""
+        gradient. Learning rates that it closes over are step sizes like any other: constants of
+        the derivative, unless `Unrolled(hyperparameters=True)`."""
 
     transformation: Any = eqx.field(static=True)
+    converted: tuple[Callable, Callable] | None = None  # init and step, closures among the leaves
 
     def __check_init__(self):
         if not isinstance(self.transformation, optax.GradientTransformation):
@@ -32,12 +35,22 @@ class FromOptax(AbstractMethod):
                 f"got {type(self.transformation).__name__}."
             )
 
+    def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
+        init, step = self.transformation.init, FromOptax(self.transformation).step
+        converted = (
+            eqx.filter_closure_convert(init, x),
+            eqx.filter_closure_convert(step, problem, x, init(x), theta),
+        )
+        return FromOptax(self.transformation, converted)
+
     def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
-        return self.transformation.init(x)
+        return self.transformation.init(x) if self.converted is None else self.converted[0](x)
 
     def step(
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
     ) -> tuple[Point, Any, Point]:
+        if self.converted is not None:
+            return self.converted[1](problem, x, state, theta)
         extended = isinstance(self.transformation, optax.GradientTransformationExtraArgs)
         if extended and isinstance(problem, Objective):
             value, gradient = problem.value_and_residual(x, theta)

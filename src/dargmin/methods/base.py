@@ -4,6 +4,10 @@ from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
 
 from dargmin.cost import Cost
 from dargmin.problems import AbstractProblem
@@ -30,3 +34,11 @@ class AbstractMethod(eqx.Module):
     def cost(self, state: Any, steps: Any) -> Cost:
         """What `steps` steps that ended in `state` have cost: by default, a gradient each."""
         return Cost(gradients=steps)
+
+
+def positive(value: ArrayLike, method: str) -> Float[Array, "*batch"]:
+    """h as an array; its sign is checked where the value is known."""
+    step_size = jnp.asarray(value)
+    if not (isinstance(step_size, Tracer) or np.all(np.asarray(step_size) > 0)):
+        raise ValueError(f"{method} needs a positive step_size, but got {value}.")
+    return step_size

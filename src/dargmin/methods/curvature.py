@@ -31,8 +31,9 @@ class Curvature(eqx.Module):
         x, gradient = jax.lax.stop_gradient((x, gradient))
         moved = tree.norm(tree.sub(x, self.point))
         changed = tree.norm(tree.sub(gradient, self.gradient))
-        # Over a distance of rounding the quotient is noise.
-        far = moved > 1e3 * jnp.finfo(moved.dtype).eps * tree.norm(x)
+        # Over a distance of rounding the quotient is noise, and would raise L̂ without end; the 1
+        # is for x* near 0, where ‖x‖ sets no scale. Steps that do need a larger L̂ grow, and show.
+        far = moved > 1e3 * jnp.finfo(moved.dtype).eps * (1 + tree.norm(x))
         seen = jnp.where(far, 1.05 * changed / jnp.where(far, moved, 1), 0)
         usable = jnp.isfinite(seen)
         return Curvature(jnp.maximum(self.L, jnp.where(usable, seen, 0)), x, gradient)

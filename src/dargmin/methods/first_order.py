@@ -7,14 +7,14 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from dargmin import tree
-from dargmin.methods.base import AbstractMethod
+from dargmin.methods.base import AbstractMethod, positive
 from dargmin.methods.curvature import Curvature, estimated_curvature
 from dargmin.problems import AbstractProblem
-from dargmin.problems.base import constant
 from dargmin.types import Parameters, Point
 
 
@@ -31,7 +31,7 @@ class GradientDescent(AbstractMethod):
     curvature: Curvature | None
 
     def __init__(self, step_size: ArrayLike | None = None, *, curvature: Curvature | None = None):
-        self.step_size = constant(step_size)
+        self.step_size = None if step_size is None else positive(step_size, type(self).__name__)
         self.curvature = curvature
 
     def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
@@ -70,7 +70,8 @@ class HeavyBall(AbstractMethod):
     def __init__(self, step_size: ArrayLike, momentum: ArrayLike, start: str = "corrected"):
         if start not in ("corrected", "plain"):
             raise ValueError(f'HeavyBall(start={start!r}): allowed are "corrected" and "plain".')
-        self.step_size, self.momentum = constant(step_size), constant(momentum)
+        self.step_size = positive(step_size, type(self).__name__)
+        self.momentum = jnp.asarray(momentum)
         self.start = start
 
     @classmethod
@@ -96,9 +97,7 @@ class HeavyBall(AbstractMethod):
 
 
 class Nesterov(AbstractMethod):
-    """z_{t+1} = y_t - h ∇f(y_t, θ),  y_{t+1} = z_{t+1} + β (z_{t+1} - z_t)   (Nesterov, 1983).
-
-    The iterate is y_t, where the gradient is evaluated.
+    """x_{t+1} = y_t - h ∇f(y_t, θ),  y_{t+1} = x_{t+1} + β (x_{t+1} - x_t)   (Nesterov, 1983).
 
     Parameters
     ----------
@@ -109,7 +108,8 @@ class Nesterov(AbstractMethod):
     momentum: Float[Array, "*batch"]
 
     def __init__(self, step_size: ArrayLike, momentum: ArrayLike):
-        self.step_size, self.momentum = constant(step_size), constant(momentum)
+        self.step_size = positive(step_size, type(self).__name__)
+        self.momentum = jnp.asarray(momentum)
 
     @classmethod
     def tuned(cls, mu: ArrayLike, L: ArrayLike) -> Any:
@@ -129,14 +129,16 @@ class Nesterov(AbstractMethod):
     def step(
         self, problem: AbstractProblem, x: Point, state: Point, theta: Parameters
     ) -> tuple[Point, Point, Point]:
-        gradient = problem.residual(x, theta)
-        z = tree.axpy(-self.step_size, gradient, x)
-        return tree.axpy(self.momentum, tree.sub(z, state), z), z, gradient
+        y = state
+        gradient = problem.residual(y, theta)
+        following = tree.axpy(-self.step_size, gradient, y)
+        y = tree.axpy(self.momentum, tree.sub(following, x), following)
+        return following, y, gradient
 
 
 class ConvexNesterov(AbstractMethod):
     """Nesterov's method with β_t = (s_t - 1) / s_{t+1}, s_{t+1} = (1 + √(1 + 4 s_t²)) / 2, set back
-    to s = 1 whenever ⟨∇f(y_t), z_{t+1} - z_t⟩ > 0.
+    to s = 1 whenever ⟨∇f(y_t), x_{t+1} - x_t⟩ > 0.
 
     Parameters
     ----------
@@ -151,7 +153,7 @@ class ConvexNesterov(AbstractMethod):
     curvature: Curvature | None
 
     def __init__(self, step_size: ArrayLike | None = None, *, curvature: Curvature | None = None):
-        self.step_size = constant(step_size)
+        self.step_size = None if step_size is None else positive(step_size, type(self).__name__)
         self.curvature = curvature
 
     def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
@@ -165,16 +167,16 @@ class ConvexNesterov(AbstractMethod):
     def step(
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
     ) -> tuple[Point, Any, Point]:
-        previous, s, curvature = state
-        gradient = problem.residual(x, theta)
+        y, s, curvature = state
+        gradient = problem.residual(y, theta)
         step_size = self.step_size
         if step_size is None:
-            curvature = _settled(curvature).observe(x, gradient)
+            curvature = _settled(curvature).observe(y, gradient)
             step_size = curvature.step_size
-        z = tree.axpy(-step_size, gradient, x)
-        moved = tree.sub(z, previous)
+        following = tree.axpy(-step_size, gradient, y)
+        moved = tree.sub(following, x)
         beta, s = restarted_momentum(s, tree.dot(gradient, moved) > 0)
-        return tree.axpy(beta, moved, z), (z, s, curvature), gradient
+        return following, (tree.axpy(beta, moved, following), s, curvature), gradient
 
 
 class Chebyshev(AbstractMethod):
@@ -229,9 +231,12 @@ def restarted_momentum(
 def _spectrum(mu: ArrayLike, L: ArrayLike) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
     """(μ, L) as arrays; the order is checked where the values are known."""
     mu, L = jnp.asarray(mu), jnp.asarray(L)
-    known = not any(isinstance(value, Tracer) for value in (mu, L))
-    if known and not bool(jnp.all((mu >= 0) & (mu <= L) & (L > 0) & jnp.isfinite(L))):
-        raise ValueError(f"Spectra are given as (mu, L) with 0 <= mu <= L, but mu={mu} and L={L}.")
+    if not any(isinstance(value, Tracer) for value in (mu, L)):
+        low, high = np.asarray(mu), np.asarray(L)  # under jit, jnp would trace the comparison
+        if not np.all((low >= 0) & (low <= high) & (high > 0) & np.isfinite(high)):
+            raise ValueError(
+                f"Spectra are given as (mu, L) with 0 <= mu <= L, but mu={mu} and L={L}."
+            )
     return mu, L
 
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from dargmin import tree
-from dargmin.methods.base import AbstractMethod
+from dargmin.methods.base import AbstractMethod, positive
 from dargmin.methods.curvature import Curvature, estimated_curvature
 from dargmin.methods.first_order import restarted_momentum
 from dargmin.problems import AbstractProblem, Composite, FixedPoint
-from dargmin.problems.base import constant
 from dargmin.types import Parameters, Point
 
 
@@ -43,7 +42,8 @@ class ProximalGradient(AbstractMethod):
         *,
         curvature: Curvature | None = None,
     ):
-        self.step_size, self.accelerate, self.curvature = constant(step_size), accelerate, curvature
+        self.step_size = None if step_size is None else positive(step_size, "ProximalGradient")
+        self.accelerate, self.curvature = accelerate, curvature
 
     def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
         _require(problem, Composite, "ProximalGradient", "Composite(f, prox)")
@@ -85,9 +85,13 @@ class FixedPointIteration(AbstractMethod):
     def step(
         self, problem: AbstractProblem, x: Point, state: None, theta: Parameters
     ) -> tuple[Point, None, Point]:
-        residual = problem.residual(x, theta)
-        step = problem.step if isinstance(problem, Composite) else 1.0
-        return tree.axpy(-step, residual, x), None, residual
+        # Not x - h F(x, θ): its rounding is that of x, and it blurs exact zeros.
+        if isinstance(problem, Composite):
+            following = problem.proximal_step(x, theta)
+            return following, None, tree.scale(1 / problem.step, tree.sub(x, following))
+        assert isinstance(problem, FixedPoint)
+        following = problem.image(x, theta)
+        return following, None, tree.sub(x, following)
 
 
 def _require(problem: AbstractProblem, kind: Any, method: str, wanted: str) -> None:

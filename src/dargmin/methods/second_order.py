@@ -21,7 +21,8 @@ class ConjugateGradient(AbstractMethod):
 
     α_t = ‖∇f(x_t)‖² / ⟨p_t, H p_t⟩, β_t = ‖∇f(x_t)‖² / ‖∇f(x_{t-1})‖². For quadratic objectives.
     The residual is computed anew at every step, so that it cannot drift; the coefficients depend
-    on the iterates and are differentiated."""
+    on the iterates and are differentiated. Once ∇f is rounding, x stays: α and β would be
+    quotients of noise, and their derivatives anything."""
 
     def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
         if not (isinstance(problem, Objective) and problem.is_quadratic(x, theta)):
@@ -32,17 +33,24 @@ class ConjugateGradient(AbstractMethod):
         return self
 
     def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
-        return tree.zeros_like(x), jnp.zeros((), tree.dtype(x))
+        zero = jnp.zeros((), tree.dtype(x))
+        return tree.zeros_like(x), zero, zero
 
     def step(
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
     ) -> tuple[Point, Any, Point]:
-        previous, squared = state
+        previous, squared, size = state
         gradient = problem.residual(x, theta)
         rho = tree.dot(gradient, gradient)
+        rho = jnp.where(rho > (10 * jnp.finfo(rho.dtype).eps * size) ** 2, rho, 0)
         p = tree.axpy(_quotient(rho, squared), previous, tree.scale(-1.0, gradient))
         curvature = tree.dot(p, problem.linear_system(x, theta).operator(p))
-        return tree.axpy(_quotient(rho, curvature), p, x), (p, rho), gradient
+        following = tree.axpy(_quotient(rho, curvature), p, x)
+        # ∇f is a sum of terms of the size of ‖H‖‖x‖ and ‖∇f(x_0)‖, and rounded accordingly.
+        x, p_, curvature = tree.stop_gradient((x, p, curvature))
+        product = _quotient(curvature, tree.dot(p_, p_)) * tree.norm(x)
+        size = jnp.maximum(size, jnp.maximum(product, jnp.sqrt(jax.lax.stop_gradient(rho))))
+        return following, (p, rho, size), gradient
 
     def cost(self, state: Any, steps: Any) -> Cost:
         return Cost(gradients=steps, products=steps)

@@ -1,6 +1,7 @@
 """The interface that every mode has."""
 
 from abc import abstractmethod
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -41,3 +42,8 @@ def conclude(
         reached = (carry.residual <= tol) | (residual <= tol)
         status = Status.where(finite & ~reached, Status.not_converged, status)
     return Solution(x, status, carry.steps, jax.lax.stop_gradient(residual), tol, start)
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether a value is an integer that is at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

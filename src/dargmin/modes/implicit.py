@@ -17,7 +17,7 @@ from dargmin.linear import (
     solve_linear_differentiably,
 )
 from dargmin.loop import Run, freeze
-from dargmin.modes.base import AbstractMode, conclude
+from dargmin.modes.base import AbstractMode, conclude, is_whole
 from dargmin.problems import AbstractProblem, Composite, FixedPoint
 from dargmin.problems.base import constant
 from dargmin.solution import Solution
@@ -82,14 +82,13 @@ class Implicit(AbstractFrozenMode):
 
     def attach(self, problem: AbstractProblem, x: Point, theta: Parameters, throw: bool) -> Point:
         x = jax.lax.stop_gradient(x)
+        options = self.options.convert_closures(x)
         if not self.polish:
-            return _implicit(problem, x, theta, (self.options, throw))
+            return _implicit(problem, x, theta, (options, throw))
         frozen, constants = tree.stop_gradient((problem, theta))
-        step = solve_linear(
-            frozen, x, constants, frozen.residual(x, constants), options=self.options
-        )
+        step = solve_linear(frozen, x, constants, frozen.residual(x, constants), options=options)
         corrected = tree.sub(x, poison(step.value, ~is_ok(step.info.status)))
-        moving = _implicit(problem, corrected, theta, (self.options, throw))
+        moving = _implicit(problem, corrected, theta, (options, throw))
         # The value of x_T with the derivatives, of every order, of x*(θ) at the corrected point.
         return tree.add(x, tree.sub(moving, jax.lax.stop_gradient(moving)))
 
@@ -131,8 +130,8 @@ class Neumann(AbstractFrozenMode):
     step_size: Float[Array, "*batch"] | None
 
     def __init__(self, terms: int, step_size: ArrayLike | None = None):
-        if terms < 1:
-            raise ValueError(f"Neumann(terms={terms}) needs terms >= 1.")
+        if not is_whole(terms, 1):
+            raise ValueError(f"Neumann(terms={terms}) needs an integer terms >= 1.")
         self.terms, self.step_size = terms, constant(step_size)
 
     def attach(self, problem: AbstractProblem, x: Point, theta: Parameters, throw: bool) -> Point:

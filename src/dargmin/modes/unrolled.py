@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from dargmin import tree
 from dargmin.loop import Run, freeze, segment_length, unroll
-from dargmin.modes.base import AbstractMode, conclude
+from dargmin.modes.base import AbstractMode, conclude, is_whole
 from dargmin.solution import Solution
 from dargmin.types import Point
 
@@ -76,10 +76,10 @@ class LateStart(AbstractMode):
                 "LateStart needs exactly one of start= and last=, but got "
                 f"start={start}, last={last}."
             )
-        if start is not None and start < 0:
-            raise ValueError(f"LateStart(start={start}) needs start >= 0.")
-        if last is not None and last < 1:
-            raise ValueError(f"LateStart(last={last}) needs last >= 1.")
+        if start is not None and not is_whole(start, 0):
+            raise ValueError(f"LateStart(start={start}) needs an integer start >= 0.")
+        if last is not None and not is_whole(last, 1):
+            raise ValueError(f"LateStart(last={last}) needs an integer last >= 1.")
         _check_checkpoint(checkpoint)
         self.start, self.last, self.checkpoint = start, last, checkpoint
 
@@ -129,8 +129,7 @@ class LateStart(AbstractMode):
 
 
 def _check_checkpoint(checkpoint: int | str | None) -> None:
-    whole = isinstance(checkpoint, int) and not isinstance(checkpoint, bool) and checkpoint >= 1
-    if not (checkpoint is None or checkpoint == "sqrt" or whole):
+    if not (checkpoint is None or checkpoint == "sqrt" or is_whole(checkpoint, 1)):
         raise ValueError(
             f'checkpoint={checkpoint!r}: allowed are None, "sqrt" and a number of steps >= 1.'
         )

@@ -170,10 +170,14 @@ class FixedPoint(AbstractProblem):
         _require_callable(A, "FixedPoint(A)", "A(x, theta) -> a pytree like x")
         self.A = A
 
-    def residual(self, x: Point, theta: Parameters) -> Point:
+    def image(self, x: Point, theta: Parameters) -> Point:
+        """A(x, θ)."""
         image = self.A(x, theta)
         _require_same_structure(image, x, "FixedPoint(A)")
-        return tree.sub(x, image)
+        return image
+
+    def residual(self, x: Point, theta: Parameters) -> Point:
+        return tree.sub(x, self.image(x, theta))
 
     def linear_system(self, x: Point, theta: Parameters) -> LinearSystem:
         _, jacobian = jax.linearize(lambda x: self.residual(x, theta), x)

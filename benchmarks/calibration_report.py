@@ -1,0 +1,174 @@
+"""The tables of calibration.py: what was asked of the estimates, and what was measured."""
+
+import csv
+import platform
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+RULES = """\
+- An estimate and the truth are compared where the truth is above rounding: a relative error above
+  ε·κ, with κ the condition number of the Jacobian of the residual at the solution (for the elastic
+  net: of the Hessian on the support). Below that, both are noise.
+- No estimate (a status that says why, and an infinite error) counts as a miss, never as an excuse.
+- An error is detected if the truth is 100 % or more and the estimate at least 50 %. A false alarm
+  is an estimate of 100 % or more where the truth is below 10 %.
+- The promise of `hypergradient` and `sensitivity` is tested on what came back `ok`, without any
+  allowance for rounding; what came back not ok is counted beside it."""
+
+
+def report(out: Path, command: str, certified: list[Row], own: list[Row]) -> None:
+    """Write calibration.md, calibration.csv and calibration_worst.csv into `out`."""
+    rows = [row | {"ratio": ratio(row)} for row in certified + own]
+    write(out / "calibration.csv", rows)
+    far = sorted(rows, key=lambda row: -abs(np.log(row["ratio"])) if above_rounding(row) else 0)
+    write(out / "calibration_worst.csv", far[:100])
+    versions = ", ".join(f"{name} {version(name)}" for name in ("dargmin", "jax", "numpy"))
+    cases = {(row["family"], row["name"], row["dtype"]) for row in certified}
+    text = [
+        "# Calibration of the error estimates",
+        f"`{command}` ({versions}, Python {platform.python_version()}, {platform.machine()})",
+        f"{len(cases)} problems; derivatives: {len(certified)} from elsewhere, {len(own)} our own.",
+        RULES,
+        "## `certify`, on derivatives from elsewhere",
+        table(certify_targets(certified)),
+        table(by_family(certified)),
+        "## `hypergradient` and `sensitivity`, on their own results",
+        table(own_targets(own)),
+        table(own_by_family(own)),
+    ]
+    (out / "calibration.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+def certify_targets(rows: list[Row]) -> list[Row]:
+    found = []
+    for dtype, within, below in (("float64", 95, 1), ("float32", 90, 3)):
+        mine = [row for row in rows if row["dtype"] == dtype]
+        known = [row for row in mine if above_rounding(row)]
+        small = [row for row in mine if row["true"] < 0.1]
+        large = [row for row in mine if row["true"] >= 1]
+        found += [
+            target(dtype, "estimate within a factor 10", within, known, factor_ten),
+            target(dtype, "estimate below a third of the truth", -below, known, too_low),
+        ]
+        if dtype == "float64":
+            found += [
+                target(dtype, "errors of 100 % or more detected", 97, large, detected),
+                target(dtype, "false alarms", -3, small, lambda row: row["estimate"] >= 1),
+            ]
+    return found
+
+
+def own_targets(rows: list[Row]) -> list[Row]:
+    found = []
+    for dtype in ("float64", "float32"):
+        fine = [row for row in rows if row["dtype"] == dtype and row["status"] == "ok"]
+        found += [
+            target(dtype, "ok, and truth at most 3 x estimate", 99, fine, covered),
+            target(dtype, "ok, and wrong by more than 3 x what was asked", -0.0, fine, broken),
+        ]
+    return found
+
+
+def ratio(row: Row) -> float:
+    """Estimate over truth, kept off zero and infinity."""
+    if not np.isfinite(row["true"]):
+        return 1e-300
+    return float(np.clip((row["estimate"] + 1e-300) / (row["true"] + 1e-300), 1e-300, 1e300))
+
+
+def above_rounding(row: Row) -> bool:
+    return row["true"] > np.finfo(row["dtype"]).eps * row["condition"]
+
+
+def factor_ten(row: Row) -> bool:
+    return 0.1 <= ratio(row) <= 10
+
+
+def too_low(row: Row) -> bool:
+    return ratio(row) < 1 / 3
+
+
+def detected(row: Row) -> bool:
+    return 0.5 <= row["estimate"] < np.inf
+
+
+def covered(row: Row) -> bool:
+    return row["true"] <= 3 * row["estimate"]
+
+
+def broken(row: Row) -> bool:
+    return row["true"] > 3 * row["rtol"]
+
+
+def target(
+    dtype: str, what: str, percent: float, rows: list[Row], holds: Callable[[Row], Any]
+) -> Row:
+    """One line of a table; a negative percentage is an upper limit."""
+    count = sum(map(bool, map(holds, rows)))
+    share = 100 * count / len(rows) if rows else float("nan")
+    at_most = str(percent).startswith("-")
+    met = share <= abs(percent) if at_most else share >= percent
+    return {
+        "precision": dtype,
+        "target": f"{what}: {'at most' if at_most else 'at least'} {abs(percent):g} %",
+        "measured": f"{share:.2f} % ({count} of {len(rows)})",
+        "met": "yes" if met else "**no**",
+    }
+
+
+def by_family(rows: list[Row]) -> list[Row]:
+    lines = []
+    for dtype, family in sorted({(row["dtype"], row["family"]) for row in rows}, reverse=True):
+        mine = [row for row in rows if (row["dtype"], row["family"]) == (dtype, family)]
+        known = [row for row in mine if above_rounding(row)]
+        low, middle, high = np.quantile([ratio(row) for row in known] or [np.nan], [0, 0.5, 1])
+        lines.append({
+            "precision": dtype, "family": family, "compared": f"{len(known)} of {len(mine)}",
+            "estimate / truth: smallest": f"{low:.2g}", "median": f"{middle:.2g}",
+            "largest": f"{high:.2g}", "within 10": percent(known, factor_ten),
+            "below a third": percent(known, too_low),
+        })  # fmt: skip
+    return lines
+
+
+def own_by_family(rows: list[Row]) -> list[Row]:
+    lines = []
+    keys = {(row["dtype"], row["claim"], row["family"]) for row in rows}
+    for dtype, claim, family in sorted(keys, reverse=True):
+        mine = [r for r in rows if (r["dtype"], r["claim"], r["family"]) == (dtype, claim, family)]
+        fine = [row for row in mine if row["status"] == "ok"]
+        default = [row for row in mine if row["method"] == "default"]
+        lines.append({
+            "precision": dtype, "of": claim, "family": family,
+            "ok": f"{len(fine)} of {len(mine)}",
+            "ok by default": percent(default, lambda row: row["status"] == "ok"),
+            "truth at most 3 x estimate": percent(fine, covered),
+            "more than 3 x asked": percent(fine, broken),
+        })  # fmt: skip
+    return lines
+
+
+def percent(rows: list[Row], holds: Callable[[Row], Any]) -> str:
+    return f"{100 * sum(map(bool, map(holds, rows))) / len(rows):.1f} %" if rows else "-"
+
+
+def table(rows: list[Row]) -> str:
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row[n]) for n in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    rows = list(rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
