@@ -27,7 +27,7 @@ demo: $(DEMO) ## the main job on real data: the curse of unrolling on breast_can
 	@echo "The figure, the table and the data are in $(OUT)/."
 
 test: $(DEV) ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(DEV) ## ruff (rules and format) and pyright
 	$(BIN)/ruff check .

@@ -34,6 +34,11 @@ class Case(NamedTuple):
     jacobian: np.ndarray  # (d, p)
     condition: float  # of ∂ₓF at the solution, or of its restriction to the support
 
+    @property
+    def rounding(self) -> float:
+        """ε κ √d, below which relative errors are noise."""
+        return float(np.finfo(self.x0.dtype).eps * self.condition * self.x0.size**0.5)
+
 
 class DenseQuadratic(eqx.Module):
     """½ xᵀ(H + Σ_j θ_j E_j) x - (b + Bθ)ᵀx."""
@@ -100,12 +105,14 @@ class Layer(eqx.Module):
 
 
 class Outer(eqx.Module):
-    """φ(x, θ) = ½‖x - a‖² + ½‖θ - 1‖² / 10."""
+    """φ(x, θ) = ½‖x - a‖² + ½ w ‖θ - 1‖²."""
 
     a: Array
+    w: Array
 
     def __call__(self, x: Array, theta: Array) -> Array:
-        return 0.5 * jnp.sum(jnp.square(x - self.a)) + 0.05 * jnp.sum(jnp.square(theta - 1))
+        distances = jnp.sum(jnp.square(x - self.a)), jnp.sum(jnp.square(theta - 1))
+        return 0.5 * (distances[0] + self.w * distances[1])
 
 
 def spectrum(kind: str, condition: float, d: int, rng: np.random.Generator) -> np.ndarray:

@@ -13,21 +13,25 @@ Row = dict[str, Any]
 
 RULES = """\
 - An estimate and the truth are compared where the truth is above rounding: a relative error above
-  ε·κ, with κ the condition number of the Jacobian of the residual at the solution (for the elastic
-  net: of the Hessian on the support). Below that, both are noise.
+  ε·κ·√d, with κ the condition number of the Jacobian of the residual at the solution (for the
+  elastic net: of the Hessian on the support). Below that, both are noise.
 - No estimate (a status that says why, and an infinite error) counts as a miss, never as an excuse.
 - An error is detected if the truth is 100 % or more and the estimate at least 50 %. A false alarm
   is an estimate of 100 % or more where the truth is below 10 %.
 - The promise of `hypergradient` and `sensitivity` is tested on what came back `ok`, without any
-  allowance for rounding; what came back not ok is counted beside it."""
+  allowance for rounding; what came back not ok is counted beside it. Near the outer optimum,
+  where ∇φ is what a cancellation leaves, and with 100 steps of a first-order method, which are
+  often too few, a status that says so is the right answer."""
 
 
 def report(out: Path, command: str, certified: list[Row], own: list[Row]) -> None:
     """Write calibration.md, calibration.csv and calibration_worst.csv into `out`."""
     rows = [row | {"ratio": ratio(row)} for row in certified + own]
     write(out / "calibration.csv", rows)
-    far = sorted(rows, key=lambda row: -abs(np.log(row["ratio"])) if above_rounding(row) else 0)
-    write(out / "calibration_worst.csv", far[:100])
+    far = sorted(filter(above_rounding, rows), key=lambda row: -abs(np.log(row["ratio"])))
+    foreign = [row for row in far if "rtol" not in row]
+    missed = [row for row in rows if "rtol" in row and row["status"] == "ok" and not covered(row)]
+    write(out / "calibration_worst.csv", foreign[:50] + missed[:50])
     versions = ", ".join(f"{name} {version(name)}" for name in ("dargmin", "jax", "numpy"))
     cases = {(row["family"], row["name"], row["dtype"]) for row in certified}
     text = [
@@ -83,7 +87,7 @@ def ratio(row: Row) -> float:
 
 
 def above_rounding(row: Row) -> bool:
-    return row["true"] > np.finfo(row["dtype"]).eps * row["condition"]
+    return row["true"] > row["rounding"]
 
 
 def factor_ten(row: Row) -> bool:

@@ -61,7 +61,7 @@ def test_a_hypergradient_is_as_accurate_as_asked_for(scenario):
         assert_allclose(h.x, scenario.solution(theta), atol=rtol)
 
 
-@every_scenario
+@pytest.mark.parametrize("scenario", [LOGISTIC, FIXED_POINT, ELASTIC_NET])
 def test_a_batch_of_tangents_gives_the_certified_jacobian(scenario):
     truth = scenario.jacobian(np.asarray(scenario.theta)).T
     for rtol in (1e-3, 1e-6, 1e-9):
@@ -148,13 +148,11 @@ def test_what_a_warm_start_remembers_saves_products_in_a_scan():
     assert totals[True] < 0.8 * totals[False]
 
 
-@pytest.mark.parametrize(
-    ("scenario", "method"),
-    [(LOGISTIC, GradientDescent(0.3)), (ELASTIC_NET, ProximalGradient(accelerate=False))],
-)
-def test_a_method_can_be_asked_for(scenario, method):
+def test_a_method_can_be_asked_for():
+    method = ProximalGradient(accelerate=False)
+    scenario = ELASTIC_NET
     h = hypergradient(outer, scenario.problem, scenario.x0, scenario.theta, method=method)
-    assert h.ok and type(method).__name__ in h.reason
+    assert h.ok and "ProximalGradient was asked for" in h.reason
     assert distance(h.gradient, true_gradient(scenario)) <= 3e-3
 
 
@@ -180,10 +178,10 @@ def test_a_spent_budget_is_a_status_that_says_how_far_it_got():
     rng = np.random.default_rng(3)
     X = rng.normal(size=(20, 40)) + rng.normal(size=(20, 1))
     instance = zoo.lasso(X, X[:, :5] @ np.ones(5) + rng.normal(size=20))
+    phi = lambda x, theta: jnp.sum(x**2)
     at = lambda steps, throw: hypergradient(
-        lambda x, theta: jnp.sum(x**2), instance.problem, instance.x0, -3.0, steps=steps,
-        throw=throw,
-    )  # fmt: skip
+        phi, instance.problem, instance.x0, -3.0, steps=steps, throw=throw
+    )
     short = at(2, False)
     assert short.status == Status.not_converged and not short.ok
     assert short.certificate.error == np.inf

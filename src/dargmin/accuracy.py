@@ -15,16 +15,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dargmin import tree
-from dargmin.certificate import Certificate, accuracy_status, near_kink, relative_error
+from dargmin.certificate import (
+    Certificate,
+    accuracy_status,
+    near_kink,
+    relative_error,
+    rounding_error,
+)
 from dargmin.cost import Cost
-from dargmin.linear import LinearOptions, newton_correction
-from dargmin.linear.solution import default_rtol
+from dargmin.linear import Correction, LinearOptions, newton_correction
+from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, default_rtol
 from dargmin.linear.spectrum import LANCZOS_STEPS
 from dargmin.loop import Run, freeze
 from dargmin.methods import AbstractMethod
 from dargmin.problems import AbstractProblem, Composite
 from dargmin.status import Status, first_failure, is_ok
-from dargmin.types import Parameters, Point
+from dargmin.types import LinearMap, Parameters, Point
 
 MAX_ROUNDS = 40
 MAX_FAILURES = 4
@@ -141,12 +147,15 @@ def reach(
         )  # fmt: skip
         found = quantity(problem, at.x, theta, s.derivative.unknown, with_rtol(s.linear_rtol))
         found = _remember(found, s.derivative)
-        error, linear = _estimate(found, s.derivative, at.condition, eps)
+        rounding, checked = _rounding(quantity, problem, at, theta, found)
+        error, linear = _estimate(found, s.derivative, rounding)
         comparable = at.settled & is_ok(at.status) & (s.rounds > 0) & is_ok(s.status)
         error = jnp.where(comparable & is_ok(found.status), error, jnp.inf)
-        status = first_failure(
-            at.status, found.status, Status.where(at.settled, Status.ok, Status.not_converged)
-        )
+        unsettled = Status.where(at.settled, Status.ok, Status.not_converged)
+        status = first_failure(at.status, found.status, unsettled)
+        # Far from the solution linear solves fail too: if the budget is spent, that is the reason.
+        spent = (s.steps + steps >= goal.steps) & jnp.isfinite(at.residual)
+        status = Status.where(spent & ~at.settled, Status.not_converged, status)
         # Where Newton's method did not settle, the inner solve has to come closer first.
         tol = jnp.where(at.settled, s.tol, GAP * jnp.minimum(s.tol, at.residual))
         scale = _norms(found.value)
@@ -155,7 +164,9 @@ def reach(
         linear_rtol = jnp.clip(tighter, eps, s.linear_rtol)
         closer = ~at.settled & (at.residual < 0.5 * s.residual)
         progress = jnp.any(error < 0.5 * s.error) | closer | (s.rounds == 0)
-        cost = Cost(at.evaluations, at.products, at.factorisations) + inner_cost + found.cost
+        cost = (
+            Cost(at.evaluations, at.products, at.factorisations) + inner_cost + found.cost + checked
+        )
         return _State(
             x=at.x,
             residual=at.residual,
@@ -208,13 +219,53 @@ def _remember(found: Derivative, before: Derivative) -> Derivative:
     return eqx.tree_at(where, found, known)
 
 
+class _Unsolved(AbstractLinearSolver):
+    """Takes the start for the solution, and reports how far it is from one."""
+
+    def solve(
+        self,
+        operator: LinearMap,
+        b: Point,
+        *,
+        symmetric: bool,
+        start: Point | None,
+        preconditioner: LinearMap | None,
+        rtol: float | Float[Array, ""],
+    ) -> tuple[Point, LinearInfo]:
+        x = tree.zeros_like(b) if start is None else start
+        residual = tree.norm(tree.sub(b, operator(x)))
+        one, count = jnp.ones_like(residual), jnp.asarray(0)
+        return x, LinearInfo(Status.ok, residual, one, one, count + 1, count)
+
+
+def _rounding(
+    quantity: AbstractQuantity,
+    problem: AbstractProblem,
+    at: Correction,
+    theta: Parameters,
+    found: Derivative,
+) -> tuple[Float[Array, " k"], Cost]:
+    """The absolute error that rounding makes in a derivative, and what it cost to find out.
+
+    Rounding of the linear solve, and of x̂: the derivative is formed again, from the same linear
+    solution, at a point as far away as x̂ may be from x*, at least ε √d ‖x̂‖. Where ∇φ or ∂_θF
+    cancel, as near an outer optimum, that makes all the difference."""
+    condition = jnp.maximum(at.condition, found.condition)
+    solved = rounding_error(at.x, condition) * found.implicit
+    eps, root = jnp.finfo(condition.dtype).eps, max(tree.size(at.x), 1) ** 0.5
+    remaining = jnp.where(jnp.isfinite(at.remaining), at.remaining / root, 0)
+    step = jnp.maximum(jnp.asarray(eps, condition.dtype) * tree.norm(at.x), remaining)
+    moved = tree.axpy(step, tree.random_like(at.x, seed=2), at.x)  # a normal vector: √d long
+    there = quantity(problem, moved, theta, found.unknown, LinearOptions(solver=_Unsolved()))
+    change = _norms(tree.sub(there.value, found.value)) + there.residual * found.implicit
+    return solved + change, there.cost
+
+
 def _estimate(
-    found: Derivative, before: Derivative, condition: Float[Array, ""], eps: Float[Array, ""]
+    found: Derivative, before: Derivative, rounding: Float[Array, " k"]
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """The estimated absolute error of a derivative, and the part of it due to the linear solve."""
     change = _norms(tree.sub(found.value, before.value))
-    worst = jnp.maximum(condition, found.condition)
-    rounding = 0.3 * eps * worst * found.implicit
     linear = found.amplification * found.residual * found.implicit
     return jnp.maximum(change, rounding) + linear, linear
 
