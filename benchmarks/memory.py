@@ -8,6 +8,7 @@ for temporaries, beside arguments and result; time is without compilation."""
 import argparse
 import csv
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -103,8 +104,10 @@ def measure(f: Any, x0: Any, theta: Any, step: float, steps: int, repeats: int) 
         programs[name] = program.lower(theta, dynamic).compile(), dynamic
     times: dict[str, list[float]] = {name: [] for name in programs}
     values = {}
+    shuffle = random.Random(0).sample  # whoever follows on a run of gigabytes pays for it
     for _ in range(repeats + 1):
-        for name, (program, dynamic) in programs.items():
+        for name in shuffle(list(programs), len(programs)):
+            program, dynamic = programs[name]
             begin = time.perf_counter()
             values[name] = jax.block_until_ready(program(theta, dynamic))
             times[name].append(time.perf_counter() - begin)
