@@ -63,7 +63,7 @@ def momentum_errors(steps, method, penalty=0.2):
     units = np.linalg.norm(x - solution), np.linalg.norm(derivative)
     v, previous, delta, errors = np.zeros_like(x), (x, np.zeros_like(x)), 1 / z0, []
     for t in range(steps + 1):
-        # Nesterov's iterate is x_t, the last gradient step; x and v hold y_t, where the next starts.
+        # Nesterov's iterate is x_t, the last gradient step; x and v hold y_t, the next start.
         at, along = previous if method == "nesterov" else (x, v)
         errors.append((np.linalg.norm(at - solution), np.linalg.norm(along - derivative)))
         g, dg = H @ x - b, H @ v + penalty * x
