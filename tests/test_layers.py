@@ -20,7 +20,7 @@ LAYERS = """
     solve
     certificate
     theory
-    strategy accuracy
+    strategy quantity accuracy
     hypergradient sensitivity diagnose plan interop
     __init__
     bilevel

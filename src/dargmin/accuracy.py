@@ -6,7 +6,6 @@ the implicit derivative there, and compares it with that of the round before. Wh
 error is tightened. The difference of two rounds is the error of the earlier one; the later one,
 which is returned, is better by another Newton correction: the estimate is conservative."""
 
-from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
@@ -20,51 +19,21 @@ from dargmin.certificate import (
     accuracy_status,
     near_kink,
     relative_error,
-    rounding_error,
 )
 from dargmin.cost import Cost
-from dargmin.linear import Correction, LinearOptions, newton_correction
-from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, default_rtol
+from dargmin.linear import LinearOptions, newton_correction
+from dargmin.linear.solution import default_rtol
 from dargmin.linear.spectrum import LANCZOS_STEPS
 from dargmin.loop import Run, freeze
 from dargmin.methods import AbstractMethod
 from dargmin.problems import AbstractProblem, Composite
+from dargmin.quantity import AbstractQuantity, Derivative, error_estimate, norms, rounding
 from dargmin.status import Status, first_failure, is_ok
-from dargmin.types import LinearMap, Parameters, Point
+from dargmin.types import Parameters, Point
 
 MAX_ROUNDS = 40
 MAX_FAILURES = 4
 """Rounds in a row without progress before the loop gives up."""
-
-
-class Derivative(eqx.Module):
-    """An implicit derivative at one point, with what its linear solve says of its error.
-
-    All norms are per derivative: a leading axis of k for k derivatives at once."""
-
-    value: Any  # leaves (k, ...)
-    implicit: Float[Array, " k"]  # the norm of the part that goes through x*(θ)
-    residual: Float[Array, " k"]  # relative residual of the linear solve
-    amplification: Float[Array, " k"]  # times this: the relative error that it allows that part
-    unknown: Point  # leaves (k, ...): where the next solve may start
-    condition: Float[Array, ""]
-    status: Any
-    cost: Cost
-
-
-class AbstractQuantity(eqx.Module):
-    """What is differentiated: knows how to take its implicit derivative at a point."""
-
-    @abstractmethod
-    def __call__(
-        self,
-        problem: AbstractProblem,
-        x: Point,
-        theta: Parameters,
-        start: Point,
-        options: LinearOptions,
-    ) -> Derivative:
-        """The derivative at x, its linear solve started from `start`."""
 
 
 class Goal(eqx.Module):
@@ -147,8 +116,8 @@ def reach(
         )  # fmt: skip
         found = quantity(problem, at.x, theta, s.derivative.unknown, with_rtol(s.linear_rtol))
         found = _remember(found, s.derivative)
-        rounding, checked = _rounding(quantity, problem, at, theta, found)
-        error, linear = _estimate(found, s.derivative, rounding)
+        rounded, checked = rounding(quantity, problem, at, theta, found)
+        error, linear = error_estimate(found, s.derivative, rounded)
         comparable = at.settled & is_ok(at.status) & (s.rounds > 0) & is_ok(s.status)
         error = jnp.where(comparable & is_ok(found.status), error, jnp.inf)
         unsettled = Status.where(at.settled, Status.ok, Status.not_converged)
@@ -158,7 +127,7 @@ def reach(
         status = Status.where(spent & ~at.settled, Status.not_converged, status)
         # Where Newton's method did not settle, the inner solve has to come closer first.
         tol = jnp.where(at.settled, s.tol, GAP * jnp.minimum(s.tol, at.residual))
-        scale = _norms(found.value)
+        scale = norms(found.value)
         wanted = goal.atol + goal.rtol * scale
         tighter = s.linear_rtol * jnp.min(0.1 * wanted / jnp.maximum(linear, eps * eps))
         linear_rtol = jnp.clip(tighter, eps, s.linear_rtol)
@@ -219,57 +188,6 @@ def _remember(found: Derivative, before: Derivative) -> Derivative:
     return eqx.tree_at(where, found, known)
 
 
-class _Unsolved(AbstractLinearSolver):
-    """Takes the start for the solution, and reports how far it is from one."""
-
-    def solve(
-        self,
-        operator: LinearMap,
-        b: Point,
-        *,
-        symmetric: bool,
-        start: Point | None,
-        preconditioner: LinearMap | None,
-        rtol: float | Float[Array, ""],
-    ) -> tuple[Point, LinearInfo]:
-        x = tree.zeros_like(b) if start is None else start
-        residual = tree.norm(tree.sub(b, operator(x)))
-        one, count = jnp.ones_like(residual), jnp.asarray(0)
-        return x, LinearInfo(Status.ok, residual, one, one, count + 1, count)
-
-
-def _rounding(
-    quantity: AbstractQuantity,
-    problem: AbstractProblem,
-    at: Correction,
-    theta: Parameters,
-    found: Derivative,
-) -> tuple[Float[Array, " k"], Cost]:
-    """The absolute error that rounding makes in a derivative, and what it cost to find out.
-
-    Rounding of the linear solve, and of x̂: the derivative is formed again, from the same linear
-    solution, at a point as far away as x̂ may be from x*, at least ε √d ‖x̂‖. Where ∇φ or ∂_θF
-    cancel, as near an outer optimum, that makes all the difference."""
-    condition = jnp.maximum(at.condition, found.condition)
-    solved = rounding_error(at.x, condition) * found.implicit
-    eps, root = jnp.finfo(condition.dtype).eps, max(tree.size(at.x), 1) ** 0.5
-    remaining = jnp.where(jnp.isfinite(at.remaining), at.remaining / root, 0)
-    step = jnp.maximum(jnp.asarray(eps, condition.dtype) * tree.norm(at.x), remaining)
-    moved = tree.axpy(step, tree.random_like(at.x, seed=2), at.x)  # a normal vector: √d long
-    there = quantity(problem, moved, theta, found.unknown, LinearOptions(solver=_Unsolved()))
-    change = _norms(tree.sub(there.value, found.value)) + there.residual * found.implicit
-    return solved + change, there.cost
-
-
-def _estimate(
-    found: Derivative, before: Derivative, rounding: Float[Array, " k"]
-) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
-    """The estimated absolute error of a derivative, and the part of it due to the linear solve."""
-    change = _norms(tree.sub(found.value, before.value))
-    linear = found.amplification * found.residual * found.implicit
-    return jnp.maximum(change, rounding) + linear, linear
-
-
 def _certificate(
     problem: AbstractProblem, theta: Parameters, end: _State, goal: Goal
 ) -> Certificate:
@@ -295,10 +213,6 @@ def _blank(quantity: AbstractQuantity, *arguments: Any) -> Derivative:
         lambda s: jnp.zeros(s.shape, s.dtype) if isinstance(s, jax.ShapeDtypeStruct) else s, struct
     )
     return eqx.tree_at(lambda d: d.unknown, blank, arguments[3])
-
-
-def _norms(values: Any) -> Float[Array, " k"]:
-    return jax.vmap(tree.norm)(values)
 
 
 def _loop(unfinished: Any, body: Any, state: _State) -> _State:

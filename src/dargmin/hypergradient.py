@@ -10,8 +10,6 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dargmin import tree
 from dargmin.accuracy import (
-    AbstractQuantity,
-    Derivative,
     Goal,
     batch_of_one,
     estimation_cost,
@@ -27,6 +25,7 @@ from dargmin.linear import LinearOptions, prepare
 from dargmin.methods import AbstractMethod
 from dargmin.modes import AbstractMode, Implicit
 from dargmin.problems import AbstractProblem
+from dargmin.quantity import AbstractQuantity, Derivative
 from dargmin.solve import check_arguments, solve
 from dargmin.status import first_failure, raise_if_failed
 from dargmin.strategy import choose_strategy, describe

@@ -9,8 +9,6 @@ from jaxtyping import Array, ArrayLike, Bool
 
 from dargmin import tree
 from dargmin.accuracy import (
-    AbstractQuantity,
-    Derivative,
     Goal,
     batch_of_one,
     estimation_cost,
@@ -27,6 +25,7 @@ from dargmin.methods import AbstractMethod
 from dargmin.modes import Implicit
 from dargmin.modes.implicit import parameter_change
 from dargmin.problems import AbstractProblem
+from dargmin.quantity import AbstractQuantity, Derivative
 from dargmin.solve import check_arguments
 from dargmin.status import is_ok, raise_if_failed
 from dargmin.strategy import choose_strategy, describe
