@@ -74,6 +74,20 @@ def test_heavy_ball_with_a_corrected_start_is_the_mixed_chebyshev_polynomial(mu,
         assert_allclose(P[t], want, atol=1e-12 * m ** (t / 2))
 
 
+@pytest.mark.parametrize("kappa", [1e-4, 1e-6])
+def test_chebyshev_keeps_its_coefficients_in_single_precision(kappa):
+    # Eigenvalues near L excepted, where P' is so large that the rounding of λ alone shows.
+    eigenvalues = np.float32(np.geomspace(kappa, 0.3, 40))
+    steps = int(4 / np.sqrt(kappa))
+    single, _ = polynomials(Chebyshev(kappa, 1.0), eigenvalues, steps)
+    double, _ = polynomials(Chebyshev(kappa, 1.0), np.float64(eigenvalues), steps)
+    assert single.dtype == jnp.float32
+    # an error made at one step is felt for about 1/√κ of them
+    assert np.max(np.abs(np.float64(single) - double)) < 2 * np.finfo(np.float32).eps / np.sqrt(
+        kappa
+    )
+
+
 def trace(scenario, method, steps, x0=None):
     x0 = scenario.x0 if x0 is None else x0
     tangent = jnp.zeros_like(scenario.theta)
@@ -308,6 +322,12 @@ def test_an_optimistix_solver_does_what_it_does_at_home(scenario, solver, run, f
     assert_allclose(found.x, home, rtol=1e-12)
 
 
+@pytest.mark.parametrize("make", [Chebyshev, HeavyBall.tuned, Nesterov.tuned])
+def test_a_spectrum_may_be_given_in_integers(make):
+    for found, want in zip(*(jax.tree.leaves(make(*s)) for s in ((1, 4), (1.0, 4.0))), strict=True):
+        assert found == want and found.dtype == jnp.float64
+
+
 def solving(method, scenario=RIDGE):
     return lambda: dargmin.solve(scenario.problem, method, scenario.x0, scenario.theta, steps=5)
 
@@ -318,6 +338,7 @@ def solving(method, scenario=RIDGE):
         (lambda: Chebyshev(10.0, 1.0), r"\(mu, L\) with 0 <= mu <= L, but mu=10.0 and L=1.0"),
         (lambda: HeavyBall.tuned(-1.0, 1.0), "0 <= mu <= L"),
         (lambda: Nesterov.tuned(0.1, np.inf), "0 <= mu <= L"),
+        (lambda: jax.eval_shape(lambda: Chebyshev(2.0, 1.0)), "0 <= mu <= L, but mu=2.0"),
         (lambda: HeavyBall(0.1, 0.5, start="cold"), 'allowed are "corrected" and "plain"'),
         (lambda: FromOptax(0.1), r"such as optax.adam\(1e-2\), but got float"),
         (solving(ConjugateGradient(), LOGISTIC), r"Use NewtonCG\(\)"),

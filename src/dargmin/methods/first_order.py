@@ -8,12 +8,18 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from dargmin import tree
 from dargmin.methods.base import AbstractMethod, positive
 from dargmin.methods.curvature import Curvature, estimated_curvature
+from dargmin.polynomials.checks import as_reals, check_spectrum
+from dargmin.polynomials.recurrence import (
+    gegenbauer_coefficients,
+    gegenbauer_defect,
+    next_root,
+    spectral_gap,
+)
 from dargmin.problems import AbstractProblem
 from dargmin.types import Parameters, Point
 
@@ -77,7 +83,8 @@ class HeavyBall(AbstractMethod):
     @classmethod
     def tuned(cls, mu: ArrayLike, L: ArrayLike, start: str = "corrected") -> Any:
         """h = (2 / (√L + √μ))², m = ((√L - √μ) / (√L + √μ))²: optimal on quadratics."""
-        mu, L = _spectrum(mu, L)
+        mu, L = as_reals(mu, L)
+        check_spectrum(mu, L)
         root, ell = jnp.sqrt(L), jnp.sqrt(mu)
         return cls((2 / (root + ell)) ** 2, ((root - ell) / (root + ell)) ** 2, start)
 
@@ -114,7 +121,8 @@ class Nesterov(AbstractMethod):
     @classmethod
     def tuned(cls, mu: ArrayLike, L: ArrayLike) -> Any:
         """h = 1/L, β = (1 - √(μ/L)) / (1 + √(μ/L))."""
-        mu, L = _spectrum(mu, L)
+        mu, L = as_reals(mu, L)
+        check_spectrum(mu, L)
         root = jnp.sqrt(mu / L)
         return cls(1 / L, (1 - root) / (1 + root))
 
@@ -180,8 +188,8 @@ class ConvexNesterov(AbstractMethod):
 
 
 class Chebyshev(AbstractMethod):
-    """x_{t+1} = x_t - h_t ∇f(x_t, θ) + m_t (x_t - x_{t-1}), with h_0 = 2/(L + μ) and
-    h_t = 2 / (L + μ - γ_t h_{t-1} (L - μ)²/2), m_t = h_t (L + μ)/2 - 1, γ_1 = 1/2, γ_t = 1/4.
+    """x_{t+1} = x_t - h_t ∇f(x_t, θ) + m_t (x_t - x_{t-1}), with h_t = 4 / ((L + μ) (1 + s_t)) and
+    m_t = (1 - s_t) / (1 + s_t), s_0 = 1, s_1 = g = 4μL / (L + μ)², s_{t+1} = (s_t + g) / (1 + s_t).
 
     Optimal on quadratics with spectrum in [μ, L]; its residual polynomial is the Chebyshev one.
 
@@ -189,6 +197,11 @@ class Chebyshev(AbstractMethod):
     ----------
     mu, L : float
         Bounds of the spectrum of the Hessian. 5 % too small an L diverges.
+
+    Raises
+    ------
+    ValueError
+        If not 0 <= mu <= L, or L is zero or infinite.
 
     References
     ----------
@@ -198,25 +211,25 @@ class Chebyshev(AbstractMethod):
     L: Float[Array, "*batch"]
 
     def __init__(self, mu: ArrayLike, L: ArrayLike):
-        self.mu, self.L = _spectrum(mu, L)
+        self.mu, self.L = as_reals(mu, L)
+        check_spectrum(self.mu, self.L)
 
     def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
-        kind = tree.dtype(x)
-        # h_{-1} = 0 makes the formula for h_0 right; γ doubles at t = 1 only.
-        return x, jnp.zeros((), kind), jnp.zeros((), kind)
+        # Half precision would ruin s_t, from which everything else follows; it costs nothing.
+        one = jnp.ones((), np.promote_types(tree.dtype(x), np.float32))
+        return x, one, gegenbauer_defect(one, jnp.zeros_like(one))
 
     def step(
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
     ) -> tuple[Point, Any, Point]:
-        previous, h, gamma = state
-        mu, L = self.mu.astype(h.dtype), self.L.astype(h.dtype)
-        h = 2 / (L + mu - gamma * h * (L - mu) ** 2 / 2)
-        momentum = h * (L + mu) / 2 - 1
+        previous, root, defect = state
+        mu, L = self.mu.astype(root.dtype), self.L.astype(root.dtype)
+        h, momentum = gegenbauer_coefficients(root, mu, L)
         gradient = problem.residual(x, theta)
         moved = tree.axpy(-h, gradient, x)
         following = tree.axpy(momentum, tree.sub(x, previous), moved)
-        gamma = jnp.where(gamma == 0, jnp.full_like(gamma, 0.5), jnp.full_like(gamma, 0.25))
-        return following, (x, h, gamma), gradient
+        root = next_root(root, defect, spectral_gap(mu, L))
+        return following, (x, root, jnp.zeros_like(defect)), gradient  # d_n = 0 from n = 2 on
 
 
 def restarted_momentum(
@@ -226,18 +239,6 @@ def restarted_momentum(
     following = (1 + jnp.sqrt(1 + 4 * s**2)) / 2
     beta = jnp.where(restart, 0, (s - 1) / following)
     return beta, jnp.where(restart, jnp.ones_like(s), following)
-
-
-def _spectrum(mu: ArrayLike, L: ArrayLike) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
-    """(μ, L) as arrays; the order is checked where the values are known."""
-    mu, L = jnp.asarray(mu), jnp.asarray(L)
-    if not any(isinstance(value, Tracer) for value in (mu, L)):
-        low, high = np.asarray(mu), np.asarray(L)  # under jit, jnp would trace the comparison
-        if not np.all((low >= 0) & (low <= high) & (high > 0) & np.isfinite(high)):
-            raise ValueError(
-                f"Spectra are given as (mu, L) with 0 <= mu <= L, but mu={mu} and L={L}."
-            )
-    return mu, L
 
 
 def _settled(curvature: Curvature | None) -> Curvature:

@@ -1,4 +1,6 @@
-"""What every family requires of its parameters, checked where the values are known."""
+"""What every family requires of its parameters, checked where the values are known.
+
+Known values stay known under `jit`, where JAX would otherwise trace what is done with them."""
 
 from typing import Any
 
@@ -10,10 +12,10 @@ from jaxtyping import Array, ArrayLike, Float
 
 def as_reals(*values: ArrayLike) -> list[Float[Array, "..."]]:
     """The values as arrays of one floating-point type."""
-    arrays = [jnp.asarray(value) for value in values]
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+        arrays = [jnp.asarray(value) for value in values]
         kind = jnp.result_type(float, *arrays)
-    return [array.astype(kind) for array in arrays]
+        return [array.astype(kind) for array in arrays]
 
 
 def holds(condition: Any) -> bool:
@@ -22,10 +24,13 @@ def holds(condition: Any) -> bool:
 
 
 def check_spectrum(mu: Float[Array, "..."], L: Float[Array, "..."]) -> None:
-    """Raise ValueError unless 0 <= μ <= L, L > 0."""
-    if not holds((mu >= 0) & (mu <= L) & (L > 0) & jnp.isfinite(L)):
+    """Raise ValueError unless 0 <= μ <= L, 0 < L < ∞."""
+    with jax.ensure_compile_time_eval():
+        ordered = holds((mu >= 0) & (mu <= L) & (L > 0) & jnp.isfinite(L))
+    if not ordered:
         raise ValueError(
-            f"A spectrum is given as (mu, L) with 0 <= mu <= L and L > 0, but mu={mu} and L={L}."
+            f"Spectra are given as (mu, L) with 0 <= mu <= L, but mu={mu} and L={L}. L has to be "
+            "positive and finite."
         )
 
 
@@ -42,3 +47,22 @@ def check_steps(steps: int) -> None:
     """Raise ValueError unless T >= 1."""
     if steps < 1:
         raise ValueError(f"steps={steps}, but a family of residual polynomials needs steps >= 1.")
+
+
+def check_positive_spectrum(mu: Float[Array, "..."], L: Float[Array, "..."]) -> None:
+    """Raise ValueError unless 0 < μ <= L."""
+    check_spectrum(mu, L)
+    if not holds(mu > 0):
+        raise ValueError(f"mu={mu}, but this bound is finite only for mu > 0: add a ridge.")
+
+
+def check_rate(rate: Float[Array, "..."]) -> None:
+    """Raise ValueError unless 0 <= ρ < 1."""
+    if not holds((rate >= 0) & (rate < 1)):
+        raise ValueError(f"rate={rate}, but a contraction factor lies in [0, 1).")
+
+
+def check_not_negative(name: str, value: Float[Array, "..."]) -> None:
+    """Raise ValueError unless the value is a number >= 0."""
+    if not holds(value >= 0):
+        raise ValueError(f"{name}={value}, but it stands for something that is never negative.")
