@@ -197,6 +197,78 @@ def test_integers_and_arrays_are_numbers_too():
     assert float(method.recurrence.eta) == 4
 
 
+def quadratic_and_its_weight(rng, directions):
+    """½ xᵀ(H + Σ τ_j E_j) x - (b + Bτ)ᵀx, x_0, its ∂x* (transposed) and A_j², C_j² by NumPy."""
+    H, *E = (M @ M.T / 6 + np.eye(6) for M in rng.normal(size=(directions + 1, 6, 6)))
+    b, x0, B = rng.normal(size=6), rng.normal(size=6), rng.normal(size=(directions, 6))
+    solution = np.linalg.solve(H, b)
+    dx = np.stack([np.linalg.solve(H, db - dH @ solution) for dH, db in zip(E, B, strict=True)])
+    C = [np.sum((dH @ (x0 - solution)) ** 2) for dH in E]
+    mu, L = np.linalg.eigvalsh(H)[[0, -1]]
+    arrays = [jnp.asarray(v) for v in (H, np.stack(E), b, B)]
+
+    def f(x, tau):
+        H, E, b, B = arrays
+        return 0.5 * x @ (H + jnp.tensordot(tau, E, 1)) @ x - (b + tau @ B) @ x
+
+    return dargmin.Objective(f), jnp.asarray(x0), jnp.asarray(dx), (dx**2).sum(1), C, (mu, L)
+
+
+def test_the_weight_from_an_exact_derivative_is_the_true_one():
+    problem, x0, dx, A, C, (mu, L) = quadratic_and_its_weight(np.random.default_rng(0), 2)
+    # bounds that do not bind: only the estimate is tested
+    mu, L, theta, tangents = 1e-6 * mu, 1e3 * L, jnp.zeros(2), jnp.eye(2)
+
+    def eta(tangent, v, dx0=None):
+        method = Sobolev.from_derivative(problem, x0, theta, tangent, v, mu, L, dx0=dx0)
+        return float(method.recurrence.eta)
+
+    assert_allclose(eta(tangents[0], dx[0]), C[0] / A[0], rtol=1e-12)
+    assert_allclose(eta(tangents, dx), sum(C) / sum(A), rtol=1e-12)
+    assert_allclose(eta(tangents, dx, dx0=3 * dx), sum(C) / sum(A) / 4, rtol=1e-12)
+
+
+def test_the_weight_stays_between_the_squares_of_the_spectrum():
+    diagonal = dargmin.Objective(lambda x, theta: 0.5 * jnp.sum(theta * x**2))
+
+    def eta(x0, derivative, **dx0):
+        make = lambda x0, v: Sobolev.from_derivative(
+            diagonal, x0, jnp.ones(2), jnp.ones(2), v, 0.5, 4.0, **dx0
+        )
+        return float(jax.jit(make)(jnp.full(2, x0), jnp.full(2, derivative)).recurrence.eta)
+
+    # c = v + x_0 here
+    assert eta(-1.0, 1.0) == 0.25  # C = 0
+    assert eta(1e3, 1.0) == 16.0
+    assert eta(1.0, 1.0) == 4.0  # in between, as it is
+    assert eta(1.0, 1.0, dx0=jnp.ones(2)) == 16.0  # A = 0
+
+
+def test_the_weight_of_pytrees_of_mixed_precision():
+    def objective(x, theta):
+        a = jnp.sum(x["a"] ** 2).astype(float)
+        return 0.5 * a + 0.5 * jnp.sum(theta["t"] * x["b"] ** 2)
+
+    x0 = {"a": jnp.zeros(2, jnp.float32), "b": 2.0}
+    theta, tangent = {"t": 1.0, "n": 3}, {"t": 1.0, "n": None}
+    v = {"a": np.ones(2), "b": 1.0}
+    method = Sobolev.from_derivative(dargmin.Objective(objective), x0, theta, tangent, v, 1, 3, 1)
+    assert_allclose(method.recurrence.eta, (1 + 1 + 3**2) / 3, rtol=1e-6)
+    assert method.recurrence.alpha == 1
+
+
+def test_a_derivative_that_does_not_fit_is_refused():
+    problem = dargmin.Objective(lambda x, theta: theta * jnp.sum(x**2))
+    weigh = lambda v, **dx0: Sobolev.from_derivative(
+        problem, jnp.ones(3), 1.0, 1.0, v, 0.1, 1.0, **dx0
+    )
+    for v, dx0 in ((jnp.ones(2), {}), ((jnp.ones(3),), {}), (jnp.ones(3), dict(dx0=jnp.eye(3)))):
+        with pytest.raises(ValueError, match="must be pytrees like x0, or both have one more"):
+            weigh(v, **dx0)
+    with pytest.raises(ValueError, match="eta=nan"):
+        weigh(jnp.full(3, jnp.nan))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

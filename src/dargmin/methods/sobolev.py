@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
@@ -33,7 +36,9 @@ class Sobolev(AbstractMethod):
         Exponent of the spectral density: 0 Chebyshev's, 1/2 uniform. Up to 1/4, no burn-in was
         seen on quadratics; from 1/2, the iterates do not overshoot on problems that are none.
     eta : float, > 0, optional
-        Weight of P'². If None, μL. The larger, the less burn-in and the slower the first steps.
+        Weight of P'², of the order of λ² where dx* has its weight. If None, μL, the geometric
+        middle of its range [μ², L²]. The larger, the less burn-in and the slower the first steps.
+        `from_derivative` estimates it, where the derivative is nearly known already.
 
     Raises
     ------
@@ -56,6 +61,62 @@ class Sobolev(AbstractMethod):
         mu, L = as_reals(mu, L)
         self.recurrence = SobolevRecurrence(mu, L, alpha, mu * L if eta is None else eta)
 
+    @classmethod
+    def from_derivative(
+        cls,
+        problem: AbstractProblem,
+        x0: Point,
+        theta: Parameters,
+        tangent: Parameters,
+        derivative: Point,
+        mu: ArrayLike,
+        L: ArrayLike,
+        alpha: ArrayLike = 0.5,
+        *,
+        dx0: Point | None = None,
+    ) -> "Sobolev":
+        """The method with η = ‖∇²f(x_0) v + ∂_θ∇f(x_0) θ̇‖² / ‖v - dx_0‖², within [μ², L²].
+
+        On quadratics with v = dx* this is ‖dH (x_0 - x*)‖² / ‖dx_0 - dx*‖², for which the method
+        is optimal. It is meant for a v from a previous outer step. A v from a few steps of a solver
+        is no substitute: the remainder of its linear solve enters the numerator, and η can be wrong
+        by orders of magnitude (benchmarks/methods.py measures how far), where μL is never bad.
+
+        Parameters
+        ----------
+        problem, x0, theta
+            As in `dargmin.solve`.
+        tangent : pytree like the floating leaves of theta, or with one more axis in front of each
+            θ̇, or a batch of them.
+        derivative : pytree like x0, with the same additional axis
+            v, near ∂x*(θ) θ̇. Over a batch, both squares are summed.
+        mu, L, alpha : float
+            As in `Sobolev`.
+        dx0 : pytree like derivative, optional
+            The derivative of x0 along θ̇. 0 if None: x0 does not depend on θ.
+
+        Raises
+        ------
+        ValueError
+            If `derivative` or `dx0` is not like x0, or the estimate is not finite; and as
+            `Sobolev`."""
+        mu, L = as_reals(mu, L)
+        x0, theta, tangent = tree.as_point(x0), tree.as_arrays(theta), tree.as_arrays(tangent)
+        pair = derivative, tree.zeros_like(derivative) if dx0 is None else dx0
+        (v, dx0), batched = _like(pair, (x0, x0))
+
+        def squares(tangent: Parameters, v: Point, dx0: Point) -> tuple[Any, Any]:
+            _, c = eqx.filter_jvp(problem.residual, (x0, theta), (v, tangent))
+            c, a = tree.fill(c, x0), tree.sub(v, dx0)
+            return tree.dot(c, c), tree.dot(a, a)
+
+        over = jax.vmap(squares) if batched else squares
+        above, below = (jnp.sum(s).astype(mu.dtype) for s in over(tangent, v, dx0))
+        # v = dx_0 leaves nothing but dH (x_0 - x*) to be removed: the largest weight.
+        none = below == 0
+        eta = jnp.where(none, jnp.inf, above / jnp.where(none, 1, below))
+        return cls(mu, L, alpha, jnp.clip(eta, mu**2, L**2))
+
     def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
         # The coefficients are ratios near 1 that half precision would ruin; they cost nothing.
         dtype = np.promote_types(tree.dtype(x), np.float32)
@@ -71,3 +132,17 @@ class Sobolev(AbstractMethod):
         v = tree.axpy(c.nu, v2, tree.axpy(-c.pi, y2, y))
         x = tree.axpy(c.omega, tree.axpy(-c.phi, x, v), x)
         return x, ((y, y1), (v, v1), ratios), gradient
+
+
+def _like(derivatives: Any, points: Any) -> tuple[Any, bool]:
+    """Derivatives in the dtypes of the points, and whether all have one more axis in front."""
+    derivatives = tree.as_point(derivatives, "(derivative, dx0)")
+    shapes, want = ([jnp.shape(leaf) for leaf in jax.tree.leaves(u)] for u in (derivatives, points))
+    same = jax.tree.structure(derivatives) == jax.tree.structure(points)
+    batched = bool(shapes) and all(shapes) and [shape[1:] for shape in shapes] == want
+    if not same or not (batched or shapes == want):
+        raise ValueError(
+            "derivative and dx0 must be pytrees like x0, or both have one more axis in front of "
+            f"each leaf. The shapes of (derivative, dx0) are {shapes}, those of (x0, x0) {want}."
+        )
+    return jax.tree.map(lambda d, u: d.astype(u.dtype), derivatives, points), batched
