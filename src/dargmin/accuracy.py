@@ -22,8 +22,8 @@ from dargmin.certificate import (
 )
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, newton_correction
+from dargmin.linear.lanczos import LANCZOS_STEPS
 from dargmin.linear.solution import default_rtol
-from dargmin.linear.spectrum import LANCZOS_STEPS
 from dargmin.loop import Run, freeze
 from dargmin.methods import AbstractMethod
 from dargmin.problems import AbstractProblem, Composite

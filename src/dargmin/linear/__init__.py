@@ -4,9 +4,17 @@ from dargmin.linear.auto import Auto
 from dargmin.linear.cg import CG
 from dargmin.linear.dense import Dense
 from dargmin.linear.krylov import GMRES, BiCGStab
+from dargmin.linear.lanczos import lanczos, largest_eigenvalue
 from dargmin.linear.newton import Correction, newton_correction
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
-from dargmin.linear.spectrum import largest_eigenvalue, prepare, smoothness
+from dargmin.linear.spectrum import (
+    Contraction,
+    Spectrum,
+    contraction,
+    hessian_spectrum,
+    prepare,
+    smoothness,
+)
 from dargmin.linear.system import (
     LinearOptions,
     LinearSolution,
@@ -20,11 +28,16 @@ __all__ = [
     "AbstractLinearSolver",
     "Auto",
     "BiCGStab",
+    "Contraction",
     "Correction",
     "Dense",
     "LinearInfo",
     "LinearOptions",
     "LinearSolution",
+    "Spectrum",
+    "contraction",
+    "hessian_spectrum",
+    "lanczos",
     "largest_eigenvalue",
     "newton_correction",
     "prepare",

@@ -1,59 +1,181 @@
-"""Constants of smoothness, from a few Hessian-vector products."""
+"""Constants of smoothness, convexity and contraction, from a few products with the Jacobian."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
-from dargmin.problems import AbstractProblem, Composite, Objective
-from dargmin.types import LinearMap, Parameters, Point
+from dargmin.linear.dense import materialise
+from dargmin.linear.lanczos import LANCZOS_STEPS, MARGIN, lanczos, largest_eigenvalue
+from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective
+from dargmin.status import Status, first_failure, is_ok
+from dargmin.types import Parameters, Point
 
 _Problem = TypeVar("_Problem", bound=AbstractProblem)
 
-LANCZOS_STEPS = 24
+
+class Spectrum(eqx.Module):
+    """Where the eigenvalues of a Hessian lie, and how well that is known.
+
+    Attributes
+    ----------
+    mu : array
+        μ, the smallest eigenvalue. The estimate is never below it but for `mu_error`.
+    L : array
+        The largest eigenvalue, over- rather than underestimated: too small an L diverges.
+    mu_error, L_error : array
+        Within this distance of the estimate there is an eigenvalue; zero for a declared constant.
+    products : array
+        Hessian-vector products spent.
+    status : Status
+        `not_positive_definite` where a negative eigenvalue was found: not convex there."""
+
+    mu: Float[Array, "*batch"]
+    L: Float[Array, "*batch"]
+    mu_error: Float[Array, "*batch"]
+    L_error: Float[Array, "*batch"]
+    products: Int[Array, "*batch"]
+    status: Any
+
+    @property
+    def ok(self) -> Bool[Array, "*batch"]:
+        return is_ok(self.status)
+
+    @property
+    def condition(self) -> Float[Array, "*batch"]:
+        """L/μ."""
+        return self.L / self.mu
 
 
-def largest_eigenvalue(
-    operator: LinearMap, like: Point, steps: int = LANCZOS_STEPS
-) -> Float[Array, ""]:
-    """λ_max of a symmetric positive semidefinite operator, over- rather than underestimated.
+class Contraction(eqx.Module):
+    """How a fixed-point map A contracts at a point, by its Jacobian B = ∂ₓA.
 
-    The largest Ritz value of `steps` Lanczos steps from a fixed random start, plus its residual
-    bound β|s|, plus 2 %. No vectors are kept: without reorthogonalisation Ritz values may come
-    twice, but the largest stays right (Paige, 1980).
+    Attributes
+    ----------
+    rate : array
+        The spectral radius of B: the error shrinks by this factor a step, in the end.
+    rate_error : array
+        How much the estimate still moved over the last half of the iterations.
+    norm : array
+        ‖B‖₂, over- rather than underestimated: the ρ of worst-case bounds. Above 1 where B is not
+        normal, though the iteration may converge.
+    products : array
+        Products with B and its transpose."""
+
+    rate: Float[Array, "*batch"]
+    rate_error: Float[Array, "*batch"]
+    norm: Float[Array, "*batch"]
+    products: Int[Array, "*batch"]
+
+
+def hessian_spectrum(
+    problem: AbstractProblem, x: Point, theta: Parameters, *, steps: int = 64
+) -> Spectrum:
+    """μ and L of the Hessian at x, by Lanczos; of a `Composite`: on the range of ∂prox.
+
+    Up to d = `steps`, the Hessian is formed and its eigenvalues are exact. What an `Objective`
+    declares is taken as it is. A constant of every derivative. For the problems of
+    `dargmin.problems.zoo`, `instance.spectrum(theta)` has bounds that hold at every x.
 
     Parameters
     ----------
-    operator : callable, pytree like `like` -> pytree like `like`
-    like : pytree
-        Gives the shapes.
-    steps : int
-        Products with the operator; capped at the dimension."""
-    kind, d = tree.dtype(like), tree.size(like)
-    steps = min(steps, d)
-    if steps == 0:
-        return jnp.zeros((), kind)
-    v = tree.random_like(like)
-    v = tree.scale(1 / tree.norm(v), v)
+    problem : Objective or Composite
+    x : pytree
+    theta : pytree
+    steps : int, >= 1
+        Hessian-vector products. The smallest eigenvalue needs about √(L/μ) of them or more:
+        see `mu_error`.
 
-    def step(carry, _):
-        previous, v, beta = carry
-        w = tree.axpy(-beta, previous, operator(v))
-        alpha = tree.dot(w, v)
-        w = tree.axpy(-alpha, v, w)
-        following = tree.norm(w)
-        w = tree.scale(jnp.where(following > 0, 1 / jnp.where(following > 0, following, 1), 0), w)
-        return (v, w, following), (alpha, following)
+    Raises
+    ------
+    ValueError
+        If the problem is neither, or steps < 1."""
+    if not isinstance(problem, Objective | Composite):
+        raise ValueError(
+            f"A {type(problem).__name__} has no symmetric Hessian and so no (mu, L). Use "
+            "contraction(problem, x, theta), or give an Objective or a Composite."
+        )
+    if steps < 1:
+        raise ValueError(f"steps={steps}, but Lanczos needs steps >= 1.")
+    return _hessian_spectrum(problem, tree.as_point(x), tree.as_arrays(theta), steps)
 
-    start = (tree.zeros_like(like), v, jnp.zeros((), kind))
-    _, (alphas, betas) = jax.lax.scan(step, start, None, length=steps)
-    ritz = jnp.diag(alphas) + jnp.diag(betas[:-1], 1) + jnp.diag(betas[:-1], -1)
-    values, vectors = jnp.linalg.eigh(ritz)
-    bound = betas[-1] * jnp.abs(vectors[-1, -1])
-    return (values[-1] + bound) * 1.02
+
+@eqx.filter_jit
+def _hessian_spectrum(
+    problem: Objective | Composite, x: Point, theta: Parameters, steps: int
+) -> Spectrum:
+    problem, x, theta = tree.stop_gradient((prepare(problem, x, theta), x, theta))
+    kind, d = tree.dtype(x), tree.size(x)
+    start = tree.random_like(x)
+    operator = problem.linear_system(x, theta).operator
+    unit = jnp.ones((), kind)
+    if isinstance(problem, Composite):
+        # K = P - P² + hPHP; for projections P, that is h H on the support and zero elsewhere.
+        start, unit = problem.linear_system(x, theta).after(start), problem.step.astype(kind)
+    exact = isinstance(problem, Objective) and d <= steps
+    if d == 0:
+        values, bounds, products = jnp.ones(1, kind), jnp.zeros(1, kind), 0
+    elif exact:
+        values, bounds, products = jnp.linalg.eigvalsh(materialise(operator, x)), jnp.zeros(d), d
+    else:
+        products = min(steps, d)
+        values, bounds = (u / unit for u in lanczos(operator, start, products))
+    mu, L = values[0], (values[-1] + bounds[-1].astype(kind)) * (1 if exact else MARGIN)
+    rounding = 10 * jnp.finfo(kind).eps * jnp.abs(L)
+    mu_error, L_error = bounds[0].astype(kind) + rounding, bounds[-1].astype(kind) + rounding
+    convex = mu + mu_error >= 0
+    if isinstance(problem, Objective) and problem.mu is not None:
+        mu, mu_error = problem.mu.astype(kind), jnp.zeros((), kind)
+    if isinstance(problem, Objective) and problem.L is not None:
+        L, L_error = problem.L.astype(kind), jnp.zeros((), kind)
+    status = Status.where(jnp.isfinite(mu) & jnp.isfinite(L), Status.ok, Status.nonfinite)
+    status = first_failure(status, Status.where(convex, Status.ok, Status.not_positive_definite))
+    return Spectrum(mu, L, mu_error, L_error, jnp.asarray(products), status)
+
+
+def contraction(
+    problem: AbstractProblem, x: Point, theta: Parameters, *, steps: int = 64
+) -> Contraction:
+    """The rate at which A(·, θ) contracts at x: spectral radius and 2-norm of ∂ₓA.
+
+    The radius by power iteration, as the growth ‖Bᵏv‖ over the last half of the steps, which a
+    complex pair of eigenvalues does not disturb; the norm by Lanczos on BᵀB.
+
+    Raises
+    ------
+    ValueError
+        If the problem is no FixedPoint, or steps < 4."""
+    if not isinstance(problem, FixedPoint):
+        raise ValueError(
+            f"A contraction rate belongs to a FixedPoint, but this is a {type(problem).__name__}."
+        )
+    if steps < 4:
+        raise ValueError(f"steps={steps}, but the power iteration needs steps >= 4.")
+    return _contraction(problem, tree.as_point(x), tree.as_arrays(theta), steps)
+
+
+@eqx.filter_jit
+def _contraction(problem: FixedPoint, x: Point, theta: Parameters, steps: int) -> Contraction:
+    problem, x, theta = tree.stop_gradient((prepare(problem, x, theta), x, theta))
+    _, forward = jax.linearize(lambda x: problem.image(x, theta), x)
+    backward = jax.linear_transpose(forward, x)
+    v = tree.random_like(x)
+
+    def step(v, _):
+        w = forward(v)
+        growth = tree.norm(w)
+        safe = jnp.where(growth > 0, growth, 1)
+        return tree.scale(1 / safe, w), growth
+
+    _, growths = jax.lax.scan(step, tree.scale(1 / tree.norm(v), v), None, length=steps)
+    logs, half = jnp.log(growths), steps // 2
+    rate, before = (jnp.exp(jnp.mean(part)) for part in (logs[half:], logs[half // 2 : half]))
+    squared = largest_eigenvalue(lambda u: backward(forward(u))[0], x)
+    count = jnp.asarray(steps + 2 * min(LANCZOS_STEPS, tree.size(x)))
+    return Contraction(rate, jnp.abs(rate - before), jnp.sqrt(squared), count)
 
 
 def smoothness(problem: AbstractProblem, x: Point, theta: Parameters) -> Float[Array, ""]:
