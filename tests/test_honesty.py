@@ -86,10 +86,12 @@ def test_s1_ridge_is_right_up_to_a_condition_of_1e6(shape):
         instance, theta = ridge(condition, shape)
         solution = instance.solution(theta)
         noise = np.random.default_rng(1).normal(size=solution.shape)
-        for aim in (0 * noise + 1, solution * (1 + 1e-4 * noise)):  # the second: nearly stationary
+        # The second is nearly stationary. ∇φ is 1e-4 of x* there, so that rounding alone makes
+        # a relative error of 1e4 ε κ = 2e-6 at a condition of 1e6.
+        for aim, tightest in ((0 * noise + 1, 1e-6), (solution * (1 + 1e-4 * noise), 1e-5)):
             outer = fit(aim)
             truth = true_gradient(instance, theta, outer)
-            for rtol in (1e-3, 1e-6):
+            for rtol in (1e-3, tightest):
                 h = hypergradient(outer, instance.problem, instance.x0, theta, rtol=rtol)
                 assert_right(h, truth, rtol)
 

@@ -18,6 +18,11 @@ from dargmin.status import Status
 from dargmin.types import LinearMap, Parameters, Point
 
 
+ROUNDING = 5.0
+"""How much of εκ‖x̂‖ is assumed for the rounding of x̂: its direction is not known, and in the
+flat ones a derivative feels more of it than in a random one (see `benchmarks/calibration.py`)."""
+
+
 class Derivative(eqx.Module):
     """An implicit derivative at one point, with what its linear solve says of its error.
 
@@ -89,14 +94,14 @@ def rounding(
     solution, at a point as far away as x̂ may be from x*, or as rounding may take it. Where ∇φ or
     ∂_θF cancel, as near an outer optimum, that makes all the difference."""
     condition = jnp.maximum(at.condition, found.condition)
-    solved = rounding_error(at.x, condition) * found.implicit
-    eps, root = jnp.finfo(condition.dtype).eps, max(tree.size(at.x), 1) ** 0.5
-    remaining = jnp.where(jnp.isfinite(at.remaining), at.remaining / root, 0)
-    step = jnp.maximum(jnp.asarray(eps, condition.dtype) * tree.norm(at.x), remaining)
-    moved = tree.axpy(step, tree.random_like(at.x, seed=2), at.x)  # √(d/3) long
+    relative = rounding_error(at.x, condition)
+    remaining = jnp.where(jnp.isfinite(at.remaining), at.remaining, 0)
+    distance = jnp.maximum(ROUNDING * relative * tree.norm(at.x), remaining)
+    direction = tree.random_like(at.x, seed=2)
+    moved = tree.axpy(distance / jnp.maximum(tree.norm(direction), 1), direction, at.x)
     there = quantity(problem, moved, theta, found.unknown, LinearOptions(solver=_Unsolved()))
     change = norms(tree.sub(there.value, found.value)) + there.residual * found.implicit
-    return solved + change, there.cost
+    return relative * found.implicit + change, there.cost
 
 
 def norms(values: Any) -> Float[Array, " k"]:
