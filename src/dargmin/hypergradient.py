@@ -1,5 +1,6 @@
 """hypergradient: d φ(x*(θ), θ) / dθ to the accuracy asked for."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ from dargmin.accuracy import (
 )
 from dargmin.certificate import Certificate, certify, implicit_vjp, outer_gradients
 from dargmin.cost import Cost
-from dargmin.linear import LinearOptions, prepare
+from dargmin.linear import CG, Auto, LinearOptions, prepare
+from dargmin.linear.recycling import Pairs
 from dargmin.methods import AbstractMethod
 from dargmin.modes import AbstractMode, Implicit
 from dargmin.problems import AbstractProblem
@@ -35,27 +37,33 @@ from dargmin.types import Parameters, Point
 class WarmStart(eqx.Module):
     """Where the next, similar computation may start; a pytree that `scan` can carry.
 
-    The adjoint is started from its extrapolation 2 v₁ - v₂ once there are two of them."""
+    The adjoint is started from its extrapolation 2 v₁ - v₂ once there are two of them. The pairs
+    (p, ∇²f p) of earlier conjugate gradient runs precondition those to come."""
 
     x: Point
     adjoint: Point
     previous: Point
     amplification: Float[Array, "*batch"]  # how much a residual is worth, see `LinearInfo`
+    pairs: Pairs | None = None
 
     @classmethod
-    def zeros(cls, x0: Point) -> "WarmStart":
-        """No knowledge but a starting point."""
+    def zeros(cls, x0: Point, pairs: int = 0) -> "WarmStart":
+        """No knowledge but a starting point, and room for that many pairs (2 d numbers each)."""
         x0 = tree.as_point(x0)
         zeros = tree.zeros_like(x0)
-        return cls(x0, zeros, zeros, jnp.ones((), tree.dtype(x0)))
+        known = Pairs.zeros(x0, pairs) if pairs else None
+        return cls(x0, zeros, zeros, jnp.ones((), tree.dtype(x0)), known)
 
     def extrapolated(self) -> Point:
         return tree.axpy(2.0, self.adjoint, tree.scale(-1.0, self.previous))
 
-    def following(self, x: Point, adjoint: Point, amplification: Float[Array, ""]) -> "WarmStart":
+    def following(
+        self, x: Point, adjoint: Point, amplification: Float[Array, ""], pairs: Pairs | None
+    ) -> "WarmStart":
         """The warm start after this one. The first adjoint is its own predecessor."""
         first = tree.norm(self.adjoint) == 0
-        return WarmStart(x, adjoint, tree.where(first, adjoint, self.adjoint), amplification)
+        previous = tree.where(first, adjoint, self.adjoint)
+        return WarmStart(x, adjoint, previous, amplification, pairs)
 
 
 class Hypergradient(eqx.Module):
@@ -159,8 +167,15 @@ def hypergradient(
             raise ValueError(
                 f"mode={mode!r} differentiates the iterations of a method: give method= too."
             )
-        result = _hypergradient_in_mode(outer, problem, x0, theta, goal, method, mode)
+        result = hypergradient_in_mode(outer, problem, x0, theta, goal, method, mode)
     return raise_if_failed(result, detail=progress(result)) if throw else result
+
+
+class _Unknown(eqx.Module):
+    """Where an adjoint solve starts, and what it recycles."""
+
+    adjoint: Point
+    pairs: Pairs | None
 
 
 class _OuterGradient(AbstractQuantity):
@@ -177,21 +192,31 @@ class _OuterGradient(AbstractQuantity):
         options: LinearOptions,
     ) -> Derivative:
         cotangent, direct = outer_gradients(self.outer, x, theta)
-        start = jax.tree.map(lambda u: u[0], start)
+        known = jax.tree.map(lambda u: u[0], start)
         implicit, _, solution = implicit_vjp(
-            problem, x, theta, cotangent, start=start, options=options
-        )
+            problem, x, theta, cotangent,
+            start=known.adjoint, options=_recycle(options, known.pairs),
+        )  # fmt: skip
         kind, info = tree.dtype(x), solution.info
+        pairs = known.pairs if info.pairs is None else info.pairs
         return Derivative(
             value=batch_of_one(tree.add(direct, implicit)),
             implicit=tree.norm(implicit).astype(kind)[None],
             residual=info.residual[None],
             amplification=info.amplification[None],
-            unknown=batch_of_one(solution.unknown),
+            unknown=batch_of_one(_Unknown(solution.unknown, pairs)),
             condition=info.condition,
             status=info.status,
-            cost=Cost(0, info.products + 1, info.factorisations),
+            cost=Cost(0, info.products + 1, info.factorisations, adjoint=info.products),
         )
+
+
+def _recycle(options: LinearOptions, pairs: Pairs | None) -> LinearOptions:
+    """The same options, the solver preconditioned by `pairs` if it is one that can be."""
+    solver = Auto() if options.solver is None else options.solver
+    if pairs is None or not isinstance(solver, CG | Auto):
+        return options
+    return dataclasses.replace(options, solver=dataclasses.replace(solver, pairs=pairs))
 
 
 @eqx.filter_jit
@@ -213,11 +238,13 @@ def _implicit_hypergradient(
     strategy = choose_strategy(problem, warm.x, theta, method)
     outcome = reach(
         problem, strategy.method, _OuterGradient(outer), warm.x, theta,
-        batch_of_one(warm.extrapolated()), goal, options,
+        batch_of_one(_Unknown(warm.extrapolated(), warm.pairs)), goal,
+        _recycle(options, warm.pairs),
         amplification=warm.amplification, newton_first=warm_start is not None,
     )  # fmt: skip
     first = lambda t: jax.tree.map(lambda u: u[0], t)
     derivative = outcome.derivative
+    unknown = first(derivative.unknown)
     return Hypergradient(
         value=jnp.asarray(outer(outcome.x, theta)),
         gradient=first(derivative.value),
@@ -225,14 +252,14 @@ def _implicit_hypergradient(
         certificate=unbatch(outcome.certificate),
         cost=outcome.cost + estimated,
         warm_start=warm.following(
-            outcome.x, first(derivative.unknown), derivative.amplification[0]
+            outcome.x, unknown.adjoint, derivative.amplification[0], unknown.pairs
         ),
         reason=describe(problem, x0, strategy, options),
     )
 
 
 @eqx.filter_jit
-def _hypergradient_in_mode(
+def hypergradient_in_mode(
     outer: Callable,
     problem: AbstractProblem,
     x0: Point,

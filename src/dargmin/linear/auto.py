@@ -1,8 +1,8 @@
 """The default linear solver: chosen by size and structure, and by how the first attempt went."""
 
+import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -11,6 +11,7 @@ from dargmin import tree
 from dargmin.linear.cg import CG
 from dargmin.linear.dense import Dense
 from dargmin.linear.krylov import GMRES
+from dargmin.linear.recycling import Pairs
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
 from dargmin.status import Status, is_ok
 from dargmin.types import LinearMap, Point
@@ -21,10 +22,11 @@ class Auto(AbstractLinearSolver):
 
     Up to `small` coordinates the matrix is formed and factored at once. Up to `medium` a Krylov
     solver goes first, with as many steps as a factorisation is worth; if the condition asks for
-    more, the matrix is formed. Beyond `medium` nothing d x d is ever formed."""
+    more, the matrix is formed. Beyond `medium` nothing d x d is ever formed. `pairs` are for CG."""
 
     small: int = 64
     medium: int = 2048
+    pairs: Pairs | None = None
 
     def solve(
         self,
@@ -51,12 +53,13 @@ class Auto(AbstractLinearSolver):
         if d <= self.small:
             return solve(Dense())
         if d > self.medium:
-            return solve(CG() if symmetric else GMRES())
-        x, info = solve(CG(max_steps=max(d // 4, 64)) if symmetric else GMRES(max_restarts=4))
+            return solve(CG(pairs=self.pairs) if symmetric else GMRES())
+        first = CG(max(d // 4, 64), self.pairs) if symmetric else GMRES(max_restarts=4)
+        x, info = solve(first)
 
         def factor() -> tuple[Point, LinearInfo]:
             y, dense = solve(Dense())
-            return y, _add_cost(dense, info)
+            return y, _after(dense, info)
 
         return jax.lax.cond(in_every_lane(is_ok(info.status)), lambda: (x, info), factor)
 
@@ -72,9 +75,9 @@ def _(axis_size: int, in_batched: Any, condition: Bool[Array, " lanes"]) -> Any:
     return in_every_lane(jnp.all(condition)), False
 
 
-def _add_cost(info: LinearInfo, earlier: LinearInfo) -> LinearInfo:
-    products = info.products + earlier.products
-    return eqx.tree_at(lambda i: i.products, info, products)
+def _after(info: LinearInfo, earlier: LinearInfo) -> LinearInfo:
+    """The report of a second attempt, with what the first one cost and learnt."""
+    return dataclasses.replace(info, products=info.products + earlier.products, pairs=earlier.pairs)
 
 
 def trivial(b: Point) -> tuple[Point, LinearInfo]:

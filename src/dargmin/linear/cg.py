@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
+from dargmin.linear.recycling import Pairs
 from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
@@ -30,9 +31,13 @@ class CG(AbstractLinearSolver):
     Parameters
     ----------
     max_steps : int, optional
-        Steps in a run. 10 d if None."""
+        Steps in a run. 10 d if None.
+    pairs : Pairs, optional
+        Of earlier, similar solves: they precondition this one (on top of the preconditioner, if
+        there is one), and those of this one come back with its report."""
 
     max_steps: int | None = None
+    pairs: Pairs | None = None
 
     def solve(
         self,
@@ -54,10 +59,12 @@ class CG(AbstractLinearSolver):
         limit = 10 * tree.size(b) if self.max_steps is None else self.max_steps
         x = tree.zeros_like(b) if start is None else start
         r = b if start is None else tree.sub(b, operator(start))
+        if self.pairs is not None:
+            preconditioner = self.pairs.preconditioner(b, preconditioner)
         zero = jnp.zeros((), kind)
         begin = _Refinement(
             x, r, tree.norm(r), jnp.asarray(0), jnp.asarray(0), zero + jnp.inf, zero,
-            jnp.asarray(False), tree.zeros_like(b), jnp.asarray(False),
+            jnp.asarray(False), tree.zeros_like(b), jnp.asarray(False), self.pairs,
         )  # fmt: skip
 
         def unfinished(c: _Refinement) -> Bool[Array, ""]:
@@ -65,7 +72,9 @@ class CG(AbstractLinearSolver):
 
         def refine(c: _Refinement) -> _Refinement:
             """A run from the true residual, from which the recursion for r drifts away."""
-            found = run(operator, c.residual, preconditioner, rtol=rtol, max_steps=limit)
+            found = run(
+                operator, c.residual, preconditioner, rtol=rtol, max_steps=limit, pairs=c.pairs
+            )
             x = tree.add(c.x, found.x)
             r = tree.sub(b, operator(x))
             size = tree.norm(r)
@@ -81,6 +90,7 @@ class CG(AbstractLinearSolver):
                 broken=found.broken,
                 direction=found.direction,
                 null=found.null,
+                pairs=None if found.pairs is None else found.pairs.in_order(found.steps),
             )
 
         end = jax.lax.while_loop(unfinished, refine, begin)
@@ -101,6 +111,7 @@ class _Refinement(eqx.Module):
     broken: Bool[Array, ""]
     direction: Point
     null: Bool[Array, ""]
+    pairs: Pairs | None
 
 
 class _Run(eqx.Module):
@@ -121,6 +132,7 @@ class _Run(eqx.Module):
     largest: Float[Array, ""]
     broken: Bool[Array, ""]
     null: Bool[Array, ""]
+    pairs: Pairs | None
 
 
 def run(
@@ -130,9 +142,10 @@ def run(
     *,
     rtol: float | Float[Array, ""],
     max_steps: int | Int[Array, ""],
+    pairs: Pairs | None = None,
 ) -> _Run:
     """Conjugate gradient steps on K x = b from zero, until ‖r‖ ≤ rtol, the curvature vanishes, or
-    `max_steps`."""
+    `max_steps`. Where there is room for `pairs`, its steps take the place of the oldest."""
     kind = tree.dtype(b)
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
     target = jnp.maximum(jnp.asarray(rtol, kind), eps * eps) ** 2
@@ -149,7 +162,7 @@ def run(
     zero = jnp.zeros((), kind)
     start = _Run(
         tree.zeros_like(b), b, z, rho, size, squared, rho, zero, jnp.asarray(0),
-        zero + jnp.inf, zero, jnp.asarray(False), jnp.asarray(False),
+        zero + jnp.inf, zero, jnp.asarray(False), jnp.asarray(False), pairs,
     )  # fmt: skip
 
     def unfinished(c: _Run) -> Bool[Array, ""]:
@@ -172,6 +185,9 @@ def run(
             squared = squared + beta**2 * c.squared  # r is orthogonal to the old direction
         else:
             squared = tree.dot(direction, direction)
+        known = c.pairs
+        if known is not None:
+            known = known.put(c.steps, c.direction, product, curvature, ~broken)
         return _Run(
             x=x,
             residual=r,
@@ -186,6 +202,7 @@ def run(
             largest=jnp.maximum(c.largest, quotient),
             broken=broken,
             null=jnp.abs(relative) <= NEGLIGIBLE * eps * top,
+            pairs=known,
         )
 
     return jax.lax.while_loop(unfinished, step, start)
@@ -217,4 +234,5 @@ def _report(
         condition=condition,
         products=products,
         factorisations=jnp.asarray(0),
+        pairs=end.pairs,
     )

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dargmin.linear.recycling import Pairs
 from dargmin.status import Status, is_ok
 from dargmin.types import LinearMap, Point
 
@@ -17,7 +18,8 @@ class LinearInfo(eqx.Module):
     `residual` is the true relative residual ‖b - Kx‖ / ‖b‖, and `error` the relative error of x
     that it allows: `amplification` ‖K⁺‖ ‖b‖ / ‖x‖ times larger. That and `condition` come from
     cheap estimates of ‖K⁺‖, from below; a solve that took no step has learnt nothing, and both
-    are 1. `products` counts applications of K, `factorisations` dense ones."""
+    are 1. `products` counts applications of K, `factorisations` dense ones. `pairs` is what the
+    next, similar solve may recycle, where the solver was given some."""
 
     status: Any
     residual: Float[Array, "*batch"]
@@ -25,6 +27,7 @@ class LinearInfo(eqx.Module):
     condition: Float[Array, "*batch"]
     products: Int[Array, "*batch"]
     factorisations: Int[Array, "*batch"]
+    pairs: Pairs | None = None
 
     @property
     def error(self) -> Float[Array, "*batch"]:
