@@ -33,6 +33,16 @@ def residual_polynomial(
     ValueError
         If steps < 1, or the coefficients of the method depend on the problem: then it has no
         residual polynomial."""
+    check_linear(method, steps)
+    lam = jnp.asarray(lam)
+    lam = lam.astype(jnp.result_type(lam, float))
+    # One coordinate for each λ: a linear method treats them alike, and does not mix them.
+    problem = Objective(_diagonal_quadratic, quadratic=True)
+    return trace(problem, method, jnp.ones_like(lam), lam, jnp.ones_like(lam), steps=steps)
+
+
+def check_linear(method: AbstractMethod, steps: int) -> None:
+    """Raise ValueError unless the coefficients of the method are known beforehand, and T >= 1."""
     linear = isinstance(method, GradientDescent | HeavyBall | Nesterov | Chebyshev | Sobolev)
     if not linear or (isinstance(method, GradientDescent) and method.step_size is None):
         raise ValueError(
@@ -40,12 +50,7 @@ def residual_polynomial(
             "Use GradientDescent(step_size), HeavyBall, Nesterov, Chebyshev or Sobolev."
         )
     if steps < 1:
-        raise ValueError(f"residual_polynomial(steps={steps}) needs steps >= 1.")
-    lam = jnp.asarray(lam)
-    lam = lam.astype(jnp.result_type(lam, float))
-    # One coordinate for each λ: a linear method treats them alike, and does not mix them.
-    problem = Objective(_diagonal_quadratic, quadratic=True)
-    return trace(problem, method, jnp.ones_like(lam), lam, jnp.ones_like(lam), steps=steps)
+        raise ValueError(f"A residual polynomial for steps={steps}: needs steps >= 1.")
 
 
 def _diagonal_quadratic(x: Float[Array, "*n"], lam: Float[Array, "*n"]) -> Float[Array, ""]:
