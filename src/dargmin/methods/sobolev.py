@@ -33,8 +33,9 @@ class Sobolev(AbstractMethod):
         Bounds of the spectrum of the Hessian. 5 % too small an L diverges; 50 % too large an L
         costs 10 % more steps.
     alpha : float, > -1/2
-        Exponent of the spectral density: 0 Chebyshev's, 1/2 uniform. Up to 1/4, no burn-in was
-        seen on quadratics; from 1/2, the iterates do not overshoot on problems that are none.
+        Exponent of the spectral density: 0 Chebyshev's, 1/2 uniform. Up to 1/4 there is hardly a
+        burn-in on quadratics (benchmarks/methods.py has the exceptions); from 1/2, the iterates do
+        not overshoot on problems that are none.
     eta : float, > 0, optional
         Weight of P'², of the order of λ² where dx* has its weight. If None, μL, the geometric
         middle of its range [μ², L²]. The larger, the less burn-in and the slower the first steps.
@@ -78,9 +79,11 @@ class Sobolev(AbstractMethod):
         """The method with η = ‖∇²f(x_0) v + ∂_θ∇f(x_0) θ̇‖² / ‖v - dx_0‖², within [μ², L²].
 
         On quadratics with v = dx* this is ‖dH (x_0 - x*)‖² / ‖dx_0 - dx*‖², for which the method
-        is optimal. It is meant for a v from a previous outer step. A v from a few steps of a solver
-        is no substitute: the remainder of its linear solve enters the numerator, and η can be wrong
-        by orders of magnitude (benchmarks/methods.py measures how far), where μL is never bad.
+        is optimal. Meant for a v from a previous outer step. A v from a pilot of fewer than a few
+        √(L/μ) steps is no substitute: what it has not solved for counts as dH (x_0 - x*), and η
+        comes out up to hundreds of times too large. Hence the default μL: even the exact η changes
+        the number of steps by a few per cent only, and lowers the peak mostly where x_0 is far
+        (benchmarks/methods.py).
 
         Parameters
         ----------
