@@ -2,6 +2,7 @@
 
 from dargmin.methods.adapters import FromOptax, FromOptimistix
 from dargmin.methods.base import AbstractMethod
+from dargmin.methods.derivative_kernel import DerivativeKernel
 from dargmin.methods.first_order import (
     Chebyshev,
     ConvexNesterov,
@@ -18,6 +19,7 @@ __all__ = [
     "Chebyshev",
     "ConjugateGradient",
     "ConvexNesterov",
+    "DerivativeKernel",
     "FixedPointIteration",
     "FromOptax",
     "FromOptimistix",

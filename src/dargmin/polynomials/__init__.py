@@ -3,6 +3,7 @@
 A family P_0, ..., P_T is its coefficients. Called, it gives the values; `evaluate` gives the
 derivatives too, which are what an unrolled derivative is made of."""
 
+from dargmin.polynomials.kernel import KernelCoefficients, KernelRecurrence
 from dargmin.polynomials.measure import MeasurePolynomials, sobolev_for_measure
 from dargmin.polynomials.recurrence import (
     Recurrence,
@@ -21,6 +22,8 @@ from dargmin.polynomials.sobolev import (
 )
 
 __all__ = [
+    "KernelCoefficients",
+    "KernelRecurrence",
     "MeasurePolynomials",
     "Recurrence",
     "SobolevCoefficients",

@@ -21,7 +21,7 @@ def divided_differences(
 
     Parameters
     ----------
-    method : GradientDescent, HeavyBall, Nesterov, Chebyshev or Sobolev
+    method : GradientDescent, HeavyBall, Nesterov, Chebyshev, Sobolev or DerivativeKernel
         With its step size given.
     lam : array, shape (n,)
         λ.
@@ -63,7 +63,7 @@ def derivative_error(
 
     Parameters
     ----------
-    method : GradientDescent, HeavyBall, Nesterov, Chebyshev or Sobolev
+    method : GradientDescent, HeavyBall, Nesterov, Chebyshev, Sobolev or DerivativeKernel
         With its step size given.
     H, dH : arrays, shape (d, d), symmetric
         The Hessian, and its derivative along θ̇.

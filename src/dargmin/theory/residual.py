@@ -4,8 +4,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from dargmin.loop import trace
-from dargmin.methods import AbstractMethod, Chebyshev, GradientDescent, HeavyBall, Nesterov, Sobolev
+from dargmin.methods import (
+    AbstractMethod,
+    Chebyshev,
+    DerivativeKernel,
+    GradientDescent,
+    HeavyBall,
+    Nesterov,
+    Sobolev,
+)
 from dargmin.problems import Objective
+
+LINEAR = (GradientDescent, HeavyBall, Nesterov, Chebyshev, Sobolev, DerivativeKernel)
 
 
 def residual_polynomial(
@@ -17,7 +27,7 @@ def residual_polynomial(
 
     Parameters
     ----------
-    method : GradientDescent, HeavyBall, Nesterov, Chebyshev or Sobolev
+    method : GradientDescent, HeavyBall, Nesterov, Chebyshev, Sobolev or DerivativeKernel
         With its step size given.
     lam : array, shape (*n,)
         λ.
@@ -43,11 +53,12 @@ def residual_polynomial(
 
 def check_linear(method: AbstractMethod, steps: int) -> None:
     """Raise ValueError unless the coefficients of the method are known beforehand, and T >= 1."""
-    linear = isinstance(method, GradientDescent | HeavyBall | Nesterov | Chebyshev | Sobolev)
+    linear = isinstance(method, LINEAR)
     if not linear or (isinstance(method, GradientDescent) and method.step_size is None):
         raise ValueError(
             f"{method} has no residual polynomial, because its coefficients depend on the problem. "
-            "Use GradientDescent(step_size), HeavyBall, Nesterov, Chebyshev or Sobolev."
+            "Use GradientDescent(step_size), HeavyBall, Nesterov, Chebyshev, Sobolev or "
+            "DerivativeKernel."
         )
     if steps < 1:
         raise ValueError(f"A residual polynomial for steps={steps}: needs steps >= 1.")

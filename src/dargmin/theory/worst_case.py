@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dargmin.methods import AbstractMethod, Chebyshev, GradientDescent, HeavyBall, Nesterov, Sobolev
+from dargmin.methods import (
+    AbstractMethod,
+    Chebyshev,
+    DerivativeKernel,
+    GradientDescent,
+    HeavyBall,
+    Nesterov,
+    Sobolev,
+)
 from dargmin.polynomials.checks import as_reals, check_not_negative, check_spectrum, check_steps
 from dargmin.theory.residual import residual_polynomial
 
@@ -42,7 +50,7 @@ def worst_case_error(
 
     Parameters
     ----------
-    method : GradientDescent, HeavyBall, Nesterov, Chebyshev or Sobolev
+    method : GradientDescent, HeavyBall, Nesterov, Chebyshev, Sobolev or DerivativeKernel
         With its step size given.
     mu, L : float
         The spectrum of H lies in [μ, L].
@@ -155,7 +163,7 @@ def rate(method: AbstractMethod, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""
 
     Parameters
     ----------
-    method : GradientDescent, HeavyBall, Nesterov, Chebyshev or Sobolev
+    method : GradientDescent, HeavyBall, Nesterov, Chebyshev, Sobolev or DerivativeKernel
         With its step size given.
     mu, L : float
         The spectrum of H lies in [μ, L], which need not be what the method was tuned for.
@@ -171,7 +179,8 @@ def rate(method: AbstractMethod, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""
         If not 0 <= mu <= L, or the method has no residual polynomials."""
     raise ValueError(
         f"{type(method).__name__} has no residual polynomial, and so no rate that holds for every "
-        "start. Use GradientDescent(step_size), HeavyBall, Nesterov, Chebyshev or Sobolev."
+        "start. Use GradientDescent(step_size), HeavyBall, Nesterov, Chebyshev, Sobolev or "
+        "DerivativeKernel."
     )
 
 
@@ -200,6 +209,11 @@ def _(method: Chebyshev, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
 
 @rate.register
 def _(method: Sobolev, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
+    return _gegenbauer_rate(method.recurrence.mu, method.recurrence.L, _ends(mu, L))
+
+
+@rate.register
+def _(method: DerivativeKernel, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
     return _gegenbauer_rate(method.recurrence.mu, method.recurrence.L, _ends(mu, L))
 
 
