@@ -73,6 +73,47 @@ def freeze(
     return eqx.combine(now, static), eqx.combine(before, static)
 
 
+SHARE = 1 / 8
+"""How far from its last value the forcing may be where an automatic late start begins: on random
+ridge problems, less begins later than is best, and more lets some burn-ins through."""
+
+
+def late_start(run: Run, begin: Carry, end: Carry) -> Int[Array, ""]:
+    """The first K from which on ‖c(x_k) - c(x_T)‖ <= ‖c(x_T)‖ / 8,  c(x) = ∂_θF(x, θ) θ̇.
+
+    c is what drives the derivative: dx_{k+1} - dx_k has the part -h c(x_k). The bound of a late
+    start at K falls from there on if M ‖x_K - x*‖ <= (1 - ρ) ‖dx*‖. Here the left side is measured
+    against the last iterate instead of being bounded through the last step, and needs no ρ; the
+    right side lies between ‖c‖ (1 - ρ) / (1 + ρ) and ‖c‖. θ̇ is a fixed pseudo-random direction.
+
+    References
+    ----------
+    Mehmood, Knoll, Ochs (2026), arXiv:2602.19733, for the bound."""
+    run, begin, end = tree.stop_gradient((run, begin, end))
+    theta, rest = eqx.partition(run.theta, eqx.is_inexact_array)
+    direction = tree.random_like(theta, seed=3)
+
+    def forcing(x: Point) -> Point:
+        along = lambda theta: run.problem.residual(x, eqx.combine(theta, rest))
+        return jax.jvp(along, (theta,), (direction,))[1]
+
+    target = forcing(end.x)
+    allowed = SHARE * tree.norm(target)
+    dynamic, static = eqx.partition(begin, eqx.is_array)
+
+    def unfinished(state: Any) -> Bool[Array, ""]:
+        return eqx.combine(state[0], static).steps < end.steps
+
+    def advance(state: Any) -> Any:
+        now = eqx.combine(state[0], static)
+        far = tree.norm(tree.sub(forcing(now.x), target)) > allowed
+        following = _strong(eqx.filter(run.step(now), eqx.is_array))
+        return following, jnp.where(far, now.steps + 1, state[1])
+
+    start = jax.lax.while_loop(unfinished, advance, (_strong(dynamic), jnp.asarray(0)))[1]
+    return jnp.clip(start, 0, jnp.maximum(end.steps - 1, 0))
+
+
 def unroll(
     run: Run,
     carry: Carry,

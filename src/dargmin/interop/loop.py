@@ -135,7 +135,7 @@ def _window(
         count = mode.last + lag
         return count, lambda t: t % count == 0, lambda total: total - count
     start = mode.start
-    if start is None or max_steps is None or start >= max_steps:
+    if not isinstance(start, int) or max_steps is None or start >= max_steps:
         raise ValueError(
             f"LateStart(start={start}) needs start < max_steps, but max_steps={max_steps}. "
             "Raise `max_steps` or lower `start`; LateStart(last=n) works without `max_steps`."

@@ -84,10 +84,15 @@ class LateStart(optx.AbstractAdjoint):
     def __init__(
         self,
         *,
-        start: int | None = None,
+        start: int | str | None = None,
         last: int | None = None,
         checkpoint: int | str | None = None,
     ):
+        if start == "auto":
+            raise ValueError(
+                'LateStart(start="auto") looks at the iterates of a dargmin method, which an adjoint '
+                "does not see. Give start=K or last=n; dargmin.diagnose finds a good K."
+            )
         self.mode = modes.LateStart(start=start, last=last, checkpoint=checkpoint)
 
     def apply(

@@ -2,10 +2,10 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dargmin import tree
-from dargmin.loop import Run, freeze, segment_length, unroll
+from dargmin.loop import Carry, Run, freeze, late_start, segment_length, unroll
 from dargmin.modes.base import AbstractMode, conclude, is_whole
 from dargmin.solution import Solution
 from dargmin.types import Point
@@ -46,9 +46,11 @@ class LateStart(AbstractMode):
 
     Parameters
     ----------
-    start : int >= 0, optional
+    start : int >= 0 or "auto", optional
         K, the number of steps that are not differentiated. If a tolerance stops the run at
-        N <= K, the last step is differentiated, and `solution.start` says so.
+        N <= K, the last step is differentiated, and `solution.start` says so. "auto" begins where
+        the burn-in is over, as far as can be observed: the run is made twice more to find out,
+        and since K is not known beforehand, the memory is that of `Unrolled`.
     last : int >= 1, optional
         The number T - K of steps that are; `last=1` is one-step differentiation. Under a
         tolerance the run is made twice: once to find N, once to differentiate from N - last.
@@ -60,14 +62,14 @@ class LateStart(AbstractMode):
     Bolte, Pauwels, Vaiter (2023), arXiv:2305.13768, for last=1; Mehmood, Knoll, Ochs (2026),
     arXiv:2602.19733."""
 
-    start: int | None = eqx.field(static=True)
+    start: int | str | None = eqx.field(static=True)
     last: int | None = eqx.field(static=True)
     checkpoint: int | str | None = eqx.field(static=True)
 
     def __init__(
         self,
         *,
-        start: int | None = None,
+        start: int | str | None = None,
         last: int | None = None,
         checkpoint: int | str | None = None,
     ):
@@ -76,8 +78,10 @@ class LateStart(AbstractMode):
                 "LateStart needs exactly one of start= and last=, but got "
                 f"start={start}, last={last}."
             )
-        if start is not None and not is_whole(start, 0):
-            raise ValueError(f"LateStart(start={start}) needs an integer start >= 0.")
+        if start is not None and start != "auto" and not is_whole(start, 0):
+            raise ValueError(
+                f'LateStart(start={start!r}) needs an integer start >= 0, or start="auto".'
+            )
         if last is not None and not is_whole(last, 1):
             raise ValueError(f"LateStart(last={last}) needs an integer last >= 1.")
         _check_checkpoint(checkpoint)
@@ -89,34 +93,42 @@ class LateStart(AbstractMode):
         self._check(steps)
         run = Run(run.problem, tree.stop_gradient(run.method), run.theta)
         begin = tree.stop_gradient(run.begin(x0))
-        if self.last is None:
-            differentiated = steps - self._start(steps)
-            carry, before = freeze(run, begin, self._start(steps), tol)
+        if isinstance(self.start, int):
+            carry, before = freeze(run, begin, self.start, tol)
             if tol is not None:
                 # Stopped at N <= K already: take back the last step, and differentiate that.
                 over = (carry.steps > 0) & (carry.residual <= tol)
                 carry = tree.where(over, before, carry)
-            limit = None
-        else:
-            differentiated = self.last
+            return self._finish(run, carry, steps - self.start, tol, inner_tol=tol)
+        # N is known before the differentiated steps begin: the tolerance has done its work.
+        if self.last is not None:
             limit = jnp.asarray(steps)
             if tol is not None:
                 limit = freeze(run, begin, steps, tol)[0].steps
             carry, _ = freeze(run, begin, jnp.maximum(limit - self.last, 0), None)
-        carry = tree.stop_gradient(carry)
-        start = carry.steps
-        length = segment_length(differentiated, self.checkpoint)
-        # `last=n` knows N already, so that the tolerance has done its work.
-        inner_tol = tol if self.last is None else None
-        limit = None if tol is None else limit
-        end = unroll(run, carry, differentiated, limit=limit, tol=inner_tol, checkpoint=length)
-        return conclude(run, end, tol, start=start)
+            return self._finish(run, carry, self.last, tol, limit=None if tol is None else limit)
+        end, _ = freeze(run, begin, steps, tol)
+        carry, _ = freeze(run, begin, late_start(run, begin, end), None)
+        return self._finish(run, carry, steps, tol, limit=end.steps)
 
-    def _start(self, steps: int) -> int:
-        return self.start if self.start is not None else steps
+    def _finish(
+        self,
+        run: Run,
+        carry: Carry,
+        steps: int,
+        tol: Float[Array, ""] | None,
+        *,
+        limit: Int[Array, ""] | None = None,
+        inner_tol: Float[Array, ""] | None = None,
+    ) -> Solution:
+        """Differentiate the last steps, from a carry that is held constant."""
+        carry = tree.stop_gradient(carry)
+        length = segment_length(steps, self.checkpoint)
+        end = unroll(run, carry, steps, limit=limit, tol=inner_tol, checkpoint=length)
+        return conclude(run, end, tol, start=carry.steps)
 
     def _check(self, steps: int) -> None:
-        if self.start is not None and self.start >= steps:
+        if isinstance(self.start, int) and self.start >= steps:
             raise ValueError(
                 f"LateStart(start={self.start}) needs start < steps, but steps={steps}. Lower "
                 "`start` or raise `steps`."
