@@ -12,6 +12,7 @@ from dargmin.polynomials.checks import (
     check_not_negative,
     check_positive_spectrum,
     check_rate,
+    holds,
 )
 
 
@@ -30,7 +31,8 @@ def implicit_bound(mu: ArrayLike, *, M: ArrayLike, e: ArrayLike) -> Float[Array,
     ValueError
         If mu <= 0, or anything else is negative."""
     mu, M, e = as_reals(mu, M, e)
-    check_positive_spectrum(mu, mu)
+    if not holds(mu > 0):
+        raise ValueError(f"mu={mu}, but only mu > 0 bounds an implicit derivative: add a ridge.")
     _check(M, e)
     return M * e / mu
 

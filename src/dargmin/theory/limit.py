@@ -108,8 +108,9 @@ def hindsight_error(
     """min over P, deg P <= t, P(0) = 1, of ‖P(Λ) a + P'(Λ) c‖ for t = 0..T: the best that any
     method with coefficients known beforehand could have done on this very problem.
 
-    Zero from t = 2n on at the latest. Methods whose coefficients depend on θ (conjugate gradients)
-    are not bound by it. Least squares, orthogonalised three times, on the host.
+    Zero from t = n + 1 on at the latest, n for most a and c. Methods whose coefficients depend on θ (conjugate gradients)
+    are not bound by it. Least squares, orthogonalised three times, on the host. Where eigenvalues
+    are close and c = -Λa, rounding can delay the last steps.
 
     Parameters
     ----------
@@ -143,8 +144,9 @@ def hindsight_error(
     T, dT, before, d_before = np.ones_like(z), 0 * z, z, 0 * z + 1  # T_{-1} = T_1
     for _ in range(steps):
         # P - 1 is spanned by λT_k(z), whose derivative is T_k + λT_k'
-        column = lam * T * a + (T + lam * dT / half) * c
-        size = np.linalg.norm(column)
+        parts = lam * T * a, (T + lam * dT / half) * c
+        column = parts[0] + parts[1]
+        size = np.linalg.norm(parts)  # for c = -Λa the first column is zero up to rounding
         for _ in range(3):
             column = column - (directions @ column) @ directions
         norm = np.linalg.norm(column)
