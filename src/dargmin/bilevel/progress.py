@@ -1,0 +1,41 @@
+"""One line on the terminal, for runs that take longer than a moment."""
+
+import importlib.util
+import sys
+import time
+from typing import Any
+
+PATIENCE = 1.5
+"""Seconds before anything is shown."""
+
+
+class Display:
+    """Value, certified error and cost so far; nothing without rich, or where no one looks on."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.begin = time.perf_counter()
+        self.cost = 0.0
+        self.line: Any = None
+        self.usable = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
+
+    def show(self, row: dict[str, Any]) -> None:
+        """The last row of the history."""
+        self.cost += row["inner_cost"] + max(row["adjoint_cost"], 0.0)
+        if not self.usable or time.perf_counter() - self.begin < PATIENCE:
+            return
+        text = (
+            f"outer step {row['step']:.0f}/{self.steps}   value {row['value']:.6g}   "
+            f"gradient {row['gradient_norm']:.1e}   certified error {row['error']:.0e}   "
+            f"cost {self.cost:.0f}"
+        )
+        if self.line is None:
+            from rich.console import Console
+
+            self.line = Console(stderr=True).status(text)
+            self.line.start()
+        self.line.update(text)
+
+    def close(self) -> None:
+        if self.line is not None:
+            self.line.stop()
