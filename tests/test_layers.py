@@ -21,7 +21,7 @@ LAYERS = """
     certificate
     theory
     strategy quantity accuracy
-    hypergradient sensitivity diagnose plan interop
+    hypergradient sensitivity diagnosis diagnose plan interop
     __init__
     bilevel
     estimators

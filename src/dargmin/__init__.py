@@ -1,7 +1,9 @@
 """dargmin: the derivative of argmin, with an error bar."""
 
-from dargmin import linear, methods, modes, problems, prox
+from dargmin import linear, methods, modes, polynomials, problems, prox, theory
 from dargmin.certificate import Certificate, certify
+from dargmin.diagnose import diagnose
+from dargmin.diagnosis import Diagnosis
 from dargmin.hypergradient import (
     Hypergradient,
     WarmStart,
@@ -36,6 +38,7 @@ __all__ = [
     "Composite",
     "ConjugateGradient",
     "DargminError",
+    "Diagnosis",
     "FixedPoint",
     "FixedPointIteration",
     "FromOptax",
@@ -59,13 +62,16 @@ __all__ = [
     "WarmStart",
     "attach",
     "certify",
+    "diagnose",
     "hypergradient",
     "linear",
     "methods",
     "modes",
+    "polynomials",
     "problems",
     "prox",
     "sensitivity",
     "solve",
+    "theory",
     "trace",
 ]

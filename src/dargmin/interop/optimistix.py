@@ -90,8 +90,8 @@ class LateStart(optx.AbstractAdjoint):
     ):
         if start == "auto":
             raise ValueError(
-                'LateStart(start="auto") looks at the iterates of a dargmin method, which an adjoint '
-                "does not see. Give start=K or last=n; dargmin.diagnose finds a good K."
+                'LateStart(start="auto") looks at the iterates of a dargmin method, which an '
+                "adjoint does not see. Give start=K or last=n; dargmin.diagnose finds a good K."
             )
         self.mode = modes.LateStart(start=start, last=last, checkpoint=checkpoint)
 

@@ -32,11 +32,14 @@ from dargmin.theory.limit import (
     minimax_ratio,
     minimax_unrolled,
 )
+from dargmin.theory.prediction import Prediction, predict
+from dargmin.theory.rates import rate
 from dargmin.theory.residual import residual_polynomial
-from dargmin.theory.worst_case import dual_worst_case, rate, worst_case_error
+from dargmin.theory.worst_case import dual_worst_case, worst_case_error
 
 __all__ = [
     "BurnIn",
+    "Prediction",
     "budget_step_size",
     "burn_in",
     "burn_in_length",
@@ -59,6 +62,7 @@ __all__ = [
     "optimal_start",
     "peak_height",
     "peak_index",
+    "predict",
     "rate",
     "residual_polynomial",
     "reverse_bound",

@@ -1,0 +1,160 @@
+"""What unrolling will do on a given problem, from the problem's linear model at its solution."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dargmin import tree
+from dargmin.linear import contraction, hessian_spectrum
+from dargmin.linear.dense import materialise
+from dargmin.methods import AbstractMethod, FixedPointIteration, GradientDescent
+from dargmin.problems import AbstractProblem, FixedPoint, Objective
+from dargmin.status import Status, is_ok
+from dargmin.theory.exact import derivative_error
+from dargmin.theory.fixed_point import forward_bound
+from dargmin.theory.residual import check_linear
+from dargmin.theory.worst_case import worst_case_error
+from dargmin.types import Parameters, Point
+
+LARGEST = 3e7
+"""Numbers that the exact prediction may hold: (T + 1) d²."""
+
+
+class Prediction(eqx.Module):
+    """The unrolled derivative's error at t = 0..T, from constants that are known before it runs.
+
+    Attributes
+    ----------
+    errors : array, shape (T + 1,), or None
+        ‖dx_t - dx*‖ of the linear model at x*: exact on quadratics, near x* on others. None where
+        the model is too large to form.
+    bound : array, shape (T + 1,)
+        The worst case for these constants: over the directions of a and c, for a spectrum in
+        [μ, L] and commuting H and dH; on a fixed point, `theory.forward_bound`.
+    mu, L : arrays
+        The spectrum at x*; on a fixed point 1 - ρ and 1, with ρ = ‖∂ₓA‖₂.
+    A, C : arrays
+        ‖dx_0 - dx*‖ and ‖c‖, c = dH (x_0 - x*): what drives the derivative away at first."""
+
+    errors: Float[Array, " times"] | None
+    bound: Float[Array, " times"]
+    mu: Float[Array, ""]
+    L: Float[Array, ""]
+    A: Float[Array, ""]
+    C: Float[Array, ""]
+
+
+def predict(
+    problem: AbstractProblem,
+    method: AbstractMethod,
+    x0: Point,
+    theta: Parameters,
+    *,
+    solution: Point,
+    tangents: Parameters,
+    derivatives: Point,
+    steps: int,
+) -> Prediction | str:
+    """The prediction, or the reason why theory has none for this problem and method.
+
+    Parameters
+    ----------
+    problem : AbstractProblem
+    method : AbstractMethod
+    x0, theta : pytrees
+    solution : pytree like x0
+        x*.
+    tangents, derivatives : pytrees like the floating leaves of theta and like x0
+        θ̇ and dx* = ∂x*(θ) θ̇, each with a leading axis of k.
+    steps : int, >= 1
+
+    Returns
+    -------
+    Prediction or str"""
+    error, change = tree.sub(x0, solution), _forcing_change(problem, solution, theta)
+    c = jax.vmap(lambda t, dx: change(t, dx, error))(tangents, derivatives)
+    A, C = _norms(derivatives), _norms(c)
+    if isinstance(problem, FixedPoint):
+        return _predict_fixed_point(problem, method, solution, theta, A, C, steps)
+    if not isinstance(problem, Objective):
+        return f"there is no theory of unrolling for a {type(problem).__name__}"
+    try:
+        check_linear(method, steps)
+    except ValueError:
+        return (
+            "theory predicts gradient descent with a given step, heavy ball, Nesterov, Chebyshev "
+            f"and Sobolev, and this is {type(method).__name__}"
+        )
+    spectrum = hessian_spectrum(problem, solution, theta)
+    if spectrum.status == Status.not_positive_definite:
+        return f"the Hessian has the eigenvalue {float(spectrum.mu):.2g}: not convex there"
+    if not is_ok(spectrum.status) or not spectrum.mu > 0:
+        return f"the smallest eigenvalue of the Hessian is {float(spectrum.mu):.2g}, not positive"
+    bounds = [
+        worst_case_error(method, spectrum.mu, spectrum.L, steps, A=a, C=b)
+        for a, b in zip(A, C, strict=True)
+    ]
+    errors = None
+    if (steps + 1) * tree.size(x0) ** 2 <= LARGEST:
+        errors = _exact(problem, method, solution, theta, error, tangents, derivatives, steps)
+    return Prediction(
+        errors, jnp.linalg.norm(jnp.stack(bounds), axis=0), spectrum.mu, spectrum.L,
+        jnp.linalg.norm(A), jnp.linalg.norm(C),
+    )  # fmt: skip
+
+
+def _forcing_change(problem: AbstractProblem, x: Point, theta: Parameters):
+    """(θ̇, dx*, v) ↦ ∂ₓ(∂ₓF dx* + ∂_θF θ̇) v at x*: dH v, on quadratics."""
+    dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
+    residual = lambda x, dynamic: problem.residual(x, eqx.combine(dynamic, static))
+
+    def change(tangent: Parameters, dx: Point, v: Point) -> Point:
+        forcing = lambda x: jax.jvp(residual, (x, dynamic), (dx, tangent))[1]
+        return jax.jvp(forcing, (x,), (v,))[1]
+
+    return change
+
+
+@eqx.filter_jit
+def _exact(
+    problem: Objective, method: AbstractMethod, x: Point, theta: Parameters, error: Point,
+    tangents: Parameters, derivatives: Point, steps: int,
+) -> Float[Array, " times"]:  # fmt: skip
+    change = _forcing_change(problem, x, theta)
+    H = materialise(problem.linear_system(x, theta).operator, x)
+    flat_error = tree.ravel(error)[0]
+
+    def along(tangent: Parameters, dx: Point) -> Float[Array, "times d"]:
+        dH = materialise(lambda v: change(tangent, dx, v), x)
+        return derivative_error(method, H, (dH + dH.T) / 2, -tree.ravel(dx)[0], flat_error, steps)
+
+    return jnp.linalg.norm(jax.vmap(along)(tangents, derivatives), axis=(0, 2))
+
+
+def _predict_fixed_point(
+    problem: FixedPoint, method: AbstractMethod, x: Point, theta: Parameters,
+    A: Float[Array, " k"], C: Float[Array, " k"], steps: int,
+) -> Prediction | str:  # fmt: skip
+    plain = isinstance(method, FixedPointIteration)
+    plain |= isinstance(method, GradientDescent) and bool(jnp.all(method.step_size == 1))
+    if not plain:
+        return f"theory predicts the plain iteration x ← A(x), and this is {type(method).__name__}"
+    found = contraction(problem, x, theta)
+    rate = found.norm
+    if rate >= 1:
+        contracts = "it converges in the end" if found.rate < 1 else "no contraction there"
+        return (
+            f"‖∂ₓA‖ = {float(rate):.3g} is not below 1, which the bound needs; the spectral radius "
+            f"is {float(found.rate):.3g}: {contracts}"
+        )
+    t = jnp.arange(steps + 1)
+    bounds = jax.vmap(lambda a, c: forward_bound(rate, t, M=c, e0=1.0, delta0=a))(A, C)
+    one = jnp.ones_like(rate)
+    return Prediction(
+        None, jnp.linalg.norm(bounds, axis=0), 1 - rate, one, jnp.linalg.norm(A), jnp.linalg.norm(C)
+    )
+
+
+def _norms(values: Point) -> Float[Array, " k"]:
+    return jax.vmap(tree.norm)(values)
