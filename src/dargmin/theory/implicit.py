@@ -14,6 +14,7 @@ from dargmin.polynomials.checks import (
     check_rate,
     holds,
 )
+from dargmin.theory.rates import inverse_xi
 
 
 def implicit_bound(mu: ArrayLike, *, M: ArrayLike, e: ArrayLike) -> Float[Array, "*batch"]:
@@ -64,7 +65,7 @@ def cg_bound(
     mu, L, n, M, e, norm = as_reals(mu, L, terms, M, e, norm)
     check_positive_spectrum(mu, L)
     _check(n, M, e, norm)
-    xi = _inverse_xi(mu, L)
+    xi = inverse_xi(mu, L)
     return M * e / mu + 2 * jnp.sqrt(L / mu) * xi**n * norm
 
 
@@ -83,7 +84,7 @@ def chebyshev_bound(
     mu, L, n, M, e, norm = as_reals(mu, L, terms, M, e, norm)
     check_positive_spectrum(mu, L)
     _check(n, M, e, norm)
-    power = _inverse_xi(mu, L) ** n
+    power = inverse_xi(mu, L) ** n
     sech = 2 * power / (1 + power**2)
     return sech * norm + (1 + sech) * M * e / mu
 
@@ -124,8 +125,3 @@ def neumann_bound(
 def _check(*values: Float[Array, "..."]) -> None:
     for value in values:
         check_not_negative("A norm, a constant or a number of terms", value)
-
-
-def _inverse_xi(mu: Float[Array, "*b"], L: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """(√κ - 1)/(√κ + 1), κ = L/μ."""
-    return (L - mu) / (jnp.sqrt(L) + jnp.sqrt(mu)) ** 2

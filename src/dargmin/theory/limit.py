@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dargmin.polynomials.checks import as_reals, check_positive_spectrum, check_steps
+from dargmin.theory.rates import inverse_xi
 
 
 def minimax_implicit(mu: ArrayLike, L: ArrayLike, steps: ArrayLike) -> Float[Array, "*batch"]:
@@ -25,7 +26,7 @@ def minimax_implicit(mu: ArrayLike, L: ArrayLike, steps: ArrayLike) -> Float[Arr
         If not 0 < mu <= L."""
     mu, L, t = as_reals(mu, L, steps)
     check_positive_spectrum(mu, L)
-    power = ((L - mu) / (jnp.sqrt(L) + jnp.sqrt(mu)) ** 2) ** t
+    power = inverse_xi(mu, L) ** t
     return 2 * power / (1 + power**2)
 
 
@@ -108,9 +109,9 @@ def hindsight_error(
     """min over P, deg P <= t, P(0) = 1, of ‖P(Λ) a + P'(Λ) c‖ for t = 0..T: the best that any
     method with coefficients known beforehand could have done on this very problem.
 
-    Zero from t = n + 1 on at the latest, n for most a and c. Methods whose coefficients depend on θ (conjugate gradients)
-    are not bound by it. Least squares, orthogonalised three times, on the host. Where eigenvalues
-    are close and c = -Λa, rounding can delay the last steps.
+    Zero from t = n + 1 on at the latest; for most a and c, from t = n. Methods whose coefficients
+    depend on θ (conjugate gradients) are not bound by it. Least squares, orthogonalised three
+    times, on the host. Where eigenvalues are close and c = -Λa, rounding can delay the last steps.
 
     Parameters
     ----------

@@ -18,13 +18,12 @@ from jaxtyping import Array, ArrayLike, Float
 from dargmin.methods import (
     AbstractMethod,
     Chebyshev,
-    DerivativeKernel,
     GradientDescent,
     HeavyBall,
     Nesterov,
-    Sobolev,
 )
 from dargmin.polynomials.checks import as_reals, check_not_negative, check_spectrum, check_steps
+from dargmin.theory.rates import inverse_xi, known_step_size, rate
 from dargmin.theory.residual import residual_polynomial
 
 Values = tuple[Float[Array, " times"], Float[Array, " times"]]
@@ -98,9 +97,11 @@ def worst_case_error(
                 return A * p + second * q
             if isinstance(method, Chebyshev | HeavyBall):  # at λ = L, where P P' > 0
                 return A * jnp.abs(p - L * q) + second * q
-        # |P - λP'| and |P'| of gradient descent fall until hλ = 1 and rise after it
-        ends = isinstance(method, GradientDescent)
-        lam = jnp.stack([mu, L]) if ends else _grid(mu, L, steps)
+        if isinstance(method, GradientDescent):
+            return _gradient_descent_given_gradient(
+                known_step_size(method), mu, L, steps, A, second
+            )
+        lam = _grid(mu, L, steps)
     else:
         (lam,) = as_reals(eigenvalues)
     P, dP = residual_polynomial(method, lam, steps)
@@ -158,86 +159,6 @@ def dual_worst_case(
 
 
 @singledispatch
-def rate(method: AbstractMethod, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
-    """lim E_t^{1/t} = max over λ in {μ, L} of lim |P_t(λ)|^{1/t}: both x_t and dx_t converge so.
-
-    Parameters
-    ----------
-    method : GradientDescent, HeavyBall, Nesterov, Chebyshev, Sobolev or DerivativeKernel
-        With its step size given.
-    mu, L : float
-        The spectrum of H lies in [μ, L], which need not be what the method was tuned for.
-
-    Returns
-    -------
-    array, shape ()
-        1 or more where the method does not converge.
-
-    Raises
-    ------
-    ValueError
-        If not 0 <= mu <= L, or the method has no residual polynomials."""
-    raise ValueError(
-        f"{type(method).__name__} has no residual polynomial, and so no rate that holds for every "
-        "start. Use GradientDescent(step_size), HeavyBall, Nesterov, Chebyshev, Sobolev or "
-        "DerivativeKernel."
-    )
-
-
-@rate.register
-def _(method: GradientDescent, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
-    return jnp.max(jnp.abs(1 - _step_size(method) * _ends(mu, L)))
-
-
-@rate.register
-def _(method: HeavyBall, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
-    h, m = as_reals(method.step_size, method.momentum)
-    return jnp.max(_spectral_radius(1 + m - h * _ends(mu, L), m))
-
-
-@rate.register
-def _(method: Nesterov, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
-    h, beta = as_reals(method.step_size, method.momentum)
-    w = 1 - h * _ends(mu, L)
-    return jnp.max(_spectral_radius((1 + beta) * w, beta * w))
-
-
-@rate.register
-def _(method: Chebyshev, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
-    return _gegenbauer_rate(method.mu, method.L, _ends(mu, L))
-
-
-@rate.register
-def _(method: Sobolev, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
-    return _gegenbauer_rate(method.recurrence.mu, method.recurrence.L, _ends(mu, L))
-
-
-@rate.register
-def _(method: DerivativeKernel, mu: ArrayLike, L: ArrayLike) -> Float[Array, ""]:
-    return _gegenbauer_rate(method.recurrence.mu, method.recurrence.L, _ends(mu, L))
-
-
-def _gegenbauer_rate(
-    mu: Float[Array, ""], L: Float[Array, ""], lam: Float[Array, " n"]
-) -> Float[Array, ""]:
-    """|C_t(z)|^{1/t} -> |z + √(z² - 1)|, z = m(λ), over the same at λ = 0."""
-    mu, L, lam = as_reals(mu, L, lam)
-    # the limits of h_t and m_t are those of the tuned heavy ball
-    h, m = (2 / (jnp.sqrt(L) + jnp.sqrt(mu))) ** 2, _inverse_xi(mu, L) ** 2
-    return jnp.max(_spectral_radius(1 + m - h * lam, m))
-
-
-def _spectral_radius(trace: Float[Array, " n"], product: Float[Array, "..."]) -> Float[Array, " n"]:
-    """The larger |root| of z² - trace z + product."""
-    trace, product = jnp.broadcast_arrays(trace, product)
-    discriminant = trace**2 - 4 * product
-    real = (jnp.abs(trace) + jnp.sqrt(jnp.maximum(discriminant, 0))) / 2
-    # at μ and L of a tuned method the roots are double, up to rounding
-    nearly = discriminant <= 16 * jnp.finfo(trace.dtype).eps * trace**2
-    return jnp.where(nearly, jnp.sqrt(jnp.abs(product)), real)
-
-
-@singledispatch
 def _largest(
     method: AbstractMethod, mu: Float[Array, ""], L: Float[Array, ""], t: Float[Array, " times"]
 ) -> Values | None:
@@ -247,7 +168,7 @@ def _largest(
 
 @_largest.register
 def _(method: GradientDescent, mu: Array, L: Array, t: Array) -> Values | None:
-    h = _step_size(method)
+    h = known_step_size(method)
     r = rate(method, mu, L)
     return r**t, h * t * r ** _before(t)
 
@@ -271,10 +192,23 @@ def _(method: Nesterov, mu: Array, L: Array, t: Array) -> Values | None:
     return _nesterov(mu, L, t) if as_tuned else None
 
 
+@partial(jax.jit, static_argnames="steps")
+def _gradient_descent_given_gradient(
+    h: Array, mu: Array, L: Array, steps: int, A: Array, G: Array
+) -> Float[Array, " times"]:
+    """|P - λP'| = |1 - s|^{t-1} |1 + (t-1)s| and |P'|, s = hλ, fall until s = 1 and rise after it:
+    the two ends of the spectrum are enough."""
+    t = jnp.arange(steps + 1, dtype=h.dtype)[:, None]
+    s = h * jnp.stack([mu, L])
+    power = jnp.abs(1 - s) ** _before(t)
+    p = jnp.where(t > 0, power * (1 + (t - 1) * s), 1)
+    return dual_worst_case(p, power * t * h, A, G)
+
+
 @jax.jit
 def _chebyshev(mu: Array, L: Array, t: Array) -> Values:
     """P = sech(t ln ξ) and |P'| = 2t²/(L - μ) P at λ = L."""
-    u = _inverse_xi(mu, L)
+    u = inverse_xi(mu, L)
     sech = 2 / (1 + u ** (2 * t))  # over u^t, which may not be divided by L - μ = 0
     root = 2 * jnp.sqrt(mu / (L + mu)) * jnp.sqrt(L / (L + mu))  # u (L + μ)/(L - μ) = 1/(1 + root)
     return sech * u**t, sech * u ** _before(t) * 2 * t**2 / ((L + mu) * (1 + root))
@@ -283,7 +217,7 @@ def _chebyshev(mu: Array, L: Array, t: Array) -> Values:
 @partial(jax.jit, static_argnames="start")
 def _heavy_ball(mu: Array, L: Array, t: Array, start: str) -> Values:
     """P = u^t (a + b (t + 1)), u = √m, at λ = L."""
-    u, h = _inverse_xi(mu, L), (2 / (jnp.sqrt(L) + jnp.sqrt(mu))) ** 2
+    u, h = inverse_xi(mu, L), (2 / (jnp.sqrt(L) + jnp.sqrt(mu))) ** 2
     m = u**2
     if start == "plain":
         p, slope = (t + 1) + u * t, t * (t + 1) / 3 * ((t + 2) + u * (t - 1))
@@ -302,21 +236,6 @@ def _nesterov(mu: Array, L: Array, t: Array) -> Values:
     return a**t * (1 + b * t), a ** _before(t) * slope / (2 * L * (1 + b))
 
 
-def _step_size(method: GradientDescent) -> Float[Array, ""]:
-    if method.step_size is None:
-        raise ValueError(
-            "GradientDescent() estimates its step size from the problem, so that no error can be "
-            "said beforehand: give step_size=."
-        )
-    return as_reals(method.step_size)[0]
-
-
-def _ends(mu: ArrayLike, L: ArrayLike) -> Float[Array, "2"]:
-    mu, L = as_reals(mu, L)
-    check_spectrum(mu, L)
-    return jnp.stack([mu, L])
-
-
 def _grid(mu: Float[Array, ""], L: Float[Array, ""], steps: int) -> Float[Array, " n"]:
     """Chebyshev's extrema: a polynomial of degree 2T is at most 1/cos(πT/n) larger between them."""
     n = max(16 * steps, 512)
@@ -324,12 +243,7 @@ def _grid(mu: Float[Array, ""], L: Float[Array, ""], steps: int) -> Float[Array,
     return mu + (L - mu) * jnp.asarray(half, mu.dtype)
 
 
-def _inverse_xi(mu: Float[Array, ""], L: Float[Array, ""]) -> Float[Array, ""]:
-    """1/ξ = (√L - √μ) / (√L + √μ)."""
-    return (L - mu) / (jnp.sqrt(L) + jnp.sqrt(mu)) ** 2
-
-
-def _before(t: Float[Array, " times"]) -> Float[Array, " times"]:
+def _before(t: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """t - 1, but 0 at t = 0, where what it is the exponent of is multiplied by zero."""
     return jnp.maximum(t - 1, 0)
 
