@@ -302,6 +302,14 @@ def test_a_failure_keeps_the_best_so_far():
     assert s.value == np.min(s.history["value"]) and len(s.history) > 2
 
 
+def test_a_line_search_steps_back_from_where_the_inner_side_fails():
+    # x* = 1 / (1 - θ): the first trial is θ = 1, and the minimum is at 0.8, where x* = 5
+    problem = Objective(lambda w, theta: 0.5 * (1 - theta) * w**2 - w)
+    s = minimize(lambda w, theta: (w - 5) ** 2, problem, 0.0, 0.0, optimizer="lbfgs", steps=40)
+    assert s.ok
+    assert_allclose(s.theta, 0.8, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -32,6 +32,14 @@ class Finished(Exception):
     """The loop is over; what there is to say is on the loop."""
 
 
+class FailedTrial(Finished):
+    """The inner side failed, at a θ that an optimizer may step back from."""
+
+    def __init__(self, theta: Any):
+        super().__init__()
+        self.theta = theta
+
+
 class State(eqx.Module):
     """All that a killed loop needs to go on."""
 
@@ -104,7 +112,7 @@ class Loop:
 
         Raises
         ------
-        Finished
+        FailedTrial
             If the inner side fails; the best so far is kept."""
         point = from_vector(theta, self.like)
         rtol = self.sharper * (self.fraction if self.rtol is None else self.rtol)
@@ -114,7 +122,8 @@ class Loop:
             self.spent += [float(found.inner_cost), float(found.adjoint_cost), 1]
             self._refuse_failed(found)
             self.memory = memory
-            wanted = self.sharper * self.fraction * self.slope(found)
+            allowed = DESCENT if self.rtol is not None else self.sharper * self.fraction
+            wanted = allowed * self.slope(found)
             if self._enough(found, wanted):
                 break
             # What the bounds leave of the gradient is shorter than the gradient.
@@ -165,15 +174,7 @@ class Loop:
         best = self.best
         if best is None:
             return None
-        status = self.failure
-        if status is None:
-            # Near a stationary point no relative accuracy can be reached, and none is needed.
-            negligible = float(best.error) <= self.floor
-            if self.rtol is not None and not negligible:
-                status = best.status
-            else:
-                status = Status.ok if self._certified(best) else Status.accuracy_not_reached
-        return self._solution(best, status)
+        return self._solution(best, self._status(best) if self.failure is None else self.failure)
 
     def save_to(self, checkpoint: Checkpoint | None, x0: Point) -> None:
         """Go on from the checkpoint, if there is a file, and write it from now on."""
@@ -196,10 +197,18 @@ class Loop:
             eqx.combine(at.theta, self.fixed), at.x, at.value, self.history, status
         )
 
+    def _status(self, best: Evaluation) -> Any:
+        """That of the hypergradient, where more than its accuracy is at stake. Near a stationary
+        point no relative accuracy can be reached, and none is needed."""
+        accuracy = _is_one_of(best.status, (Status.ok, Status.accuracy_not_reached))
+        negligible = float(best.error) <= self.floor
+        if not accuracy or (self.rtol is not None and not negligible):
+            return best.status
+        return Status.ok if self._certified(best) else Status.accuracy_not_reached
+
     def _enough(self, found: Evaluation, wanted: float) -> bool:
-        if self.rtol is not None or not self.inner.refines:
-            return True
-        return float(found.error) <= max(wanted, self.floor) or wanted == 0
+        near = float(found.error) <= max(wanted, self.floor)
+        return near or wanted == 0 or not self.inner.refines
 
     def _certified(self, found: Evaluation) -> bool:
         """Whether the direction descends, or θ is stationary as far as rounding lets us see."""
@@ -213,13 +222,14 @@ class Loop:
         return eps**0.5 * max(self.slope(first), natural)
 
     def _refuse_failed(self, found: Evaluation) -> None:
-        usable = (Status.ok, Status.accuracy_not_reached, Status.weakly_active)
         finite = bool(jnp.isfinite(found.value) & tree.all_finite(found.gradient))
-        if finite and any(bool(found.status == status) for status in usable):
+        usable = (Status.ok, Status.accuracy_not_reached, Status.weakly_active)
+        # After a fixed number of steps even a certificate that failed is only recorded.
+        if finite and (not self.inner.refines or _is_one_of(found.status, usable)):
             return
         self.failure = found.status if finite else Status.nonfinite
         self.best = found if self.best is None else self.best
-        raise Finished
+        raise FailedTrial(found.theta)
 
     def _record(self, found: Evaluation, moved: float) -> None:
         scale = float(found.scale)
@@ -251,6 +261,10 @@ class Loop:
         elapsed = time.perf_counter() - self.begin
         numbers = (jnp.asarray(n) for n in (self.step, self.floor, self.sharper, elapsed))
         return State(self.current, self.best, self.memory, self.optimizer_state, *numbers)
+
+
+def _is_one_of(status: Any, statuses: tuple) -> bool:
+    return any(bool(status == other) for other in statuses)
 
 
 def _blank(theta: Any, memory: Any, optimizer_state: Any, x: Point) -> State:

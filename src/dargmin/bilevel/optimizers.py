@@ -13,7 +13,7 @@ import scipy.optimize
 from dargmin import tree
 from dargmin.bilevel.box import as_vector
 from dargmin.bilevel.inner import Evaluation
-from dargmin.bilevel.loop import Loop
+from dargmin.bilevel.loop import FailedTrial, Loop
 from dargmin.modes.base import is_whole
 
 
@@ -39,6 +39,9 @@ class LBFGSB(AbstractOptimizer):
 
     A resumed run begins with an empty memory: its steps differ from those of a run that was not
     interrupted, its solution does not.
+
+    Where the inner side fails at a trial of the line search, a new run begins from the best θ,
+    with an empty memory, and does not go as far at first.
 
     Parameters
     ----------
@@ -70,17 +73,30 @@ class LBFGSB(AbstractOptimizer):
     def run(self, loop: Loop) -> None:
         if loop.current is None:
             loop.accept(loop.evaluate(loop.start))
-        known = loop.best
-        for sharper in (1.0, 1e-2, 1e-4):
-            # A line search finds nothing where gradients are too rough for the values.
-            loop.sharper = min(loop.sharper, sharper)
-            if self._run_once(loop, known) or not loop.inner.refines:
+        known, sharper, reach, retreats = loop.best, [1e-2, 1e-4], np.inf, 10
+        while True:
+            assert loop.best is not None
+            start = as_vector(loop.best.theta)
+            try:
+                ended = self._run_once(loop, known, reach)
+            except FailedTrial as failed:
+                distance = _distance(as_vector(failed.theta), as_vector(loop.best.theta))
+                if not (retreats and distance):
+                    raise
+                loop.failure, known = None, loop.best
+                reach, retreats = distance / 4, retreats - 1
+                continue
+            if _distance(as_vector(loop.best.theta), start) >= 0.99 * reach:
+                known, reach = loop.best, 4 * reach
+            elif ended or not (sharper and loop.inner.refines):
                 return
-            known = None
+            else:
+                # A line search finds nothing where gradients are too rough for the values.
+                known, loop.sharper = None, min(loop.sharper, sharper.pop(0))
 
-    def _run_once(self, loop: Loop, known: Evaluation | None) -> bool:
-        """One run of SciPy's from the best θ, where `known` is as accurate as the rest of the run
-        will be; whether it ended well."""
+    def _run_once(self, loop: Loop, known: Evaluation | None, reach: float) -> bool:
+        """One run of SciPy's from the best θ, within `reach` of it, where `known` is as accurate
+        as the rest of the run will be; whether it ended well."""
         assert loop.best is not None
         start = as_vector(loop.best.theta)
         tried: list[tuple[np.ndarray, Evaluation]] = []
@@ -98,14 +114,20 @@ class LBFGSB(AbstractOptimizer):
             loop.accept(same[-1] if same else loop.evaluate(theta))
             tried.clear()
 
+        lower = np.maximum(loop.box.lower, start - reach)
+        upper = np.minimum(loop.box.upper, start + reach)
         outcome = scipy.optimize.minimize(
             evaluate, start, jac=True, method="L-BFGS-B", callback=accept,
-            bounds=list(zip(loop.box.lower, loop.box.upper, strict=True)),
+            bounds=list(zip(lower, upper, strict=True)),
             options=dict(
                 maxiter=loop.steps + 1, maxfun=10**9, maxcor=self.memory, ftol=self.ftol, gtol=0.0
             ),
         )  # fmt: skip
         return bool(outcome.success)
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.max(np.abs(a - b)))
 
 
 class Optax(AbstractOptimizer):
