@@ -30,8 +30,8 @@ class DerivativeKernel(AbstractMethod):
         Bounds of the spectrum of the Hessian. Too small an L diverges.
     alpha : float, > -1/2
         Exponent of the spectral density: 1/2 uniform; 0 Chebyshev's, whose derivative is within a
-        factor 2 of the best in the worst case, but whose x_t overshoots by up to 0.27 √(L/μ). From
-        1/2 on, x_t does not overshoot.
+        factor of about 2 of the best in the worst case, but whose x_t overshoots by up to
+        0.27 √(L/μ). From 1/2 on, x_t does not overshoot.
 
     Raises
     ------
