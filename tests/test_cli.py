@@ -125,6 +125,14 @@ def test_the_saved_burn_in_is_that_of_the_traces(ridge):
         assert table.loc[method, "derivative_error"] == error[-1]
 
 
+def test_the_prediction_stands_beside_the_measurement(ridge):
+    result, out = ridge
+    traces = pd.read_parquet(out / "curse-diabetes-ridge-traces.parquet")
+    assert_allclose(traces["predicted"], traces["derivative_error"], rtol=1e-6, atol=1e-9)
+    assert (traces["worst_case"] >= traces["derivative_error"] * (1 - 1e-9)).all()
+    assert "the heights of all 6 burn-ins are exact" in " ".join(result.stdout.split())
+
+
 def test_modes_at_the_last_iterate_match_numpy(ridge):
     H, b, w, _, derivative = ridge_oracle()
     h, v, u = 1 / np.linalg.eigvalsh(H)[-1], np.zeros(10), np.zeros(10)
@@ -145,7 +153,7 @@ def test_modes_at_the_last_iterate_match_numpy(ridge):
 
 def test_certificates_are_close_to_the_truth(ridge):
     modes = pd.read_parquet(ridge[1] / "curse-diabetes-ridge-modes.parquet")
-    assert len(modes) == 20
+    assert len(modes) == 24
     assert (modes["status"] == "ok").all()
     visible = modes[modes["error"] > 1e-9]
     assert len(visible) > 10
@@ -221,7 +229,7 @@ def test_what_is_printed_is_readable_and_quiet(ridge):
     report = result.stdout.split("curse-diabetes-ridge")[0].splitlines()[:-1]
     assert max(map(len, report)) <= 80
     assert result.stderr == ""  # no progress bar where there is no terminal
-    assert "Burn-in with 5 of 5 methods" in result.stdout
+    assert "Burn-in with 6 of 6 methods" in result.stdout
     assert "Certificates: all" in result.stdout
 
 

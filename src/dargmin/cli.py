@@ -88,8 +88,10 @@ def curse(
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(help="Some of gd, gd-optimal, heavy-ball, nesterov, chebyshev; by commas."),
-    ] = "gd,gd-optimal,heavy-ball,nesterov,chebyshev",
+        typer.Option(
+            help="Some of gd, gd-optimal, heavy-ball, nesterov, chebyshev, sobolev; by commas."
+        ),
+    ] = "gd,gd-optimal,heavy-ball,nesterov,chebyshev,sobolev",
     start: Annotated[
         str, typer.Option(help="Where w starts: random (standard normal) or zeros.")
     ] = "random",
@@ -106,10 +108,10 @@ def curse(
 ) -> None:
     """Watch the curse of unrolling on real data: how wrong is dw/dθ after t iterations?
 
-    Fits w by gradient descent (steps 1/L and 2/(L+μ)), heavy ball, Nesterov and Chebyshev, and
-    compares the derivative of w in the log-penalty θ, unrolled through the iterations, with the
-    truth; then late start, Neumann and implicit differentiation at the same last iterate, each
-    with the error that its certificate estimates."""
+    Fits w by gradient descent (steps 1/L and 2/(L+μ)), heavy ball, Nesterov, Chebyshev and Sobolev,
+    and compares the derivative of w in the log-penalty θ, unrolled through the iterations, with
+    the truth and with what theory predicts; then late start, Neumann and implicit differentiation
+    at the same last iterate, each with the error that its certificate estimates."""
     import jax
 
     jax.config.update("jax_enable_x64", True)

@@ -69,7 +69,7 @@ def diagnose(
         If an argument is off, or the traces would not fit into 2 GB."""
     check_arguments(problem, method, steps)
     x0, theta = tree.as_point(x0), tree.as_arrays(theta)
-    tangents = _tangents(theta, tangent)
+    tangents, single = _tangents(theta, tangent)
     k = jax.tree.leaves(tangents)[0].shape[0]
     _check_memory(steps, tree.size(x0), k, tree.dtype(x0).itemsize)
     xs, dxs = _traces(problem, method, x0, theta, tangents, steps)
@@ -112,6 +112,7 @@ def diagnose(
         else (),
         solution=solution,
         derivatives=derivatives,
+        last=(last, jax.tree.map(lambda u: u[0, -1] if single else u[:, -1], dxs)),
         directions=k,
         truth_error=error,
         status=status,
@@ -226,8 +227,8 @@ def _in_mode(
     return dx, start
 
 
-def _tangents(theta: Parameters, tangent: Parameters | None) -> Parameters:
-    """θ̇ with a leading axis: as given, or the coordinates, or random directions."""
+def _tangents(theta: Parameters, tangent: Parameters | None) -> tuple[Parameters, bool]:
+    """θ̇ with a leading axis: as given, or the coordinates, or random; whether it had none."""
     like = eqx.filter(theta, eqx.is_inexact_array)
     if not jax.tree.leaves(like):
         raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
@@ -235,13 +236,13 @@ def _tangents(theta: Parameters, tangent: Parameters | None) -> Parameters:
         given = eqx.filter(tree.as_arrays(tangent), eqx.is_inexact_array)
         pairs = list(zip(jax.tree.leaves(given), jax.tree.leaves(like), strict=True))
         if all(t.ndim == u.ndim for t, u in pairs):
-            return jax.tree.map(lambda t: t[None], given)
-        return given
+            return jax.tree.map(lambda t: t[None], given), True
+        return given, False
     flat, unravel = tree.ravel(like)
     if flat.size <= DIRECTIONS:
-        return jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))
+        return jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype)), False
     random = [tree.ravel(tree.random_like(like, seed=10 + i))[0] for i in range(DIRECTIONS)]
-    return jax.vmap(unravel)(jnp.stack(random))
+    return jax.vmap(unravel)(jnp.stack(random)), False
 
 
 def _check_memory(steps: int, d: int, k: int, itemsize: int) -> None:

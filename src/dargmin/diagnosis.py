@@ -49,6 +49,8 @@ class Diagnosis:
         What a late start, a warm start, another step size and an implicit solve give.
     solution, derivatives : pytrees
         x*, and dx* with a leading axis for the directions.
+    last : (pytree like x0, pytree like derivatives)
+        x_T and the unrolled dx_T; without the directions' axis if the tangent had none.
     directions : int
     truth_error : float
         The estimated relative error of the dx* that all is compared with.
@@ -65,6 +67,7 @@ class Diagnosis:
     remedies: tuple[Remedy, ...]
     solution: Point
     derivatives: Point
+    last: tuple[Point, Point]
     directions: int
     truth_error: float
     status: Any

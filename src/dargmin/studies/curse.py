@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,8 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dargmin.certificate import certify
-from dargmin.loop import trace
-from dargmin.methods import AbstractMethod, Chebyshev, GradientDescent, HeavyBall, Nesterov
+from dargmin.diagnose import diagnose
+from dargmin.methods import (
+    AbstractMethod,
+    Chebyshev,
+    GradientDescent,
+    HeavyBall,
+    Nesterov,
+    Sobolev,
+)
 from dargmin.modes import AbstractFrozenMode, Implicit, LateStart, Neumann
 from dargmin.problems import AbstractProblem
 from dargmin.solve import attach, solve
@@ -44,6 +50,7 @@ METHODS = {
     "heavy-ball": MethodChoice("heavy ball", "Heavy ball", HeavyBall.tuned),
     "nesterov": MethodChoice("Nesterov", "Nesterov", Nesterov.tuned),
     "chebyshev": MethodChoice("Chebyshev", "Chebyshev", Chebyshev),
+    "sobolev": MethodChoice("Sobolev", "Sobolev", Sobolev),
 }
 
 STARTS = ("random", "zeros")
@@ -186,28 +193,34 @@ class Truth(eqx.Module):
 def _run_method(
     key: str, method: AbstractMethod, truth: Truth, x0: Float[Array, "..."], steps: int, late: int
 ) -> MethodRun:
-    xs, dxs = _trace(truth, method, x0, steps)
+    found = diagnose(
+        truth.problem, method, x0, truth.theta, steps=steps, tangent=jnp.ones_like(truth.theta),
+        truth=(truth.solution, truth.derivative), remedies=False,
+    )  # fmt: skip
+    last, unrolled = found.last
     derivatives = {
-        "unrolled": dxs[-1],
+        "unrolled": unrolled,
         "late start": _late_start(truth, method, x0, steps, late),
-        "Neumann": _attached(truth, xs[-1], Neumann(terms=steps - late, step_size=None)),
-        "implicit": _attached(truth, xs[-1], Implicit()),
+        "Neumann": _attached(truth, last, Neumann(terms=steps - late, step_size=None)),
+        "implicit": _attached(truth, last, Implicit()),
     }
-    modes = [_judge(mode, truth, xs[-1], dx) for mode, dx in derivatives.items()]
+    modes = [_judge(mode, truth, last, dx) for mode, dx in derivatives.items()]
+    expected = found.prediction
     return MethodRun(
         key=key,
         label=METHODS[key].label,
         short=METHODS[key].short,
-        iterate_error=_errors(xs, truth.solution, x0 - truth.solution),
-        derivative_error=_errors(dxs, truth.derivative, truth.derivative),
+        iterate_error=found.iterate_error,
+        derivative_error=found.derivative_error,
         modes=tuple(modes),
+        estimates=found.estimates,
+        predicted=None if expected is None else _as_array(expected.errors),
+        bound=None if expected is None else _as_array(expected.bound),
     )
 
 
-@eqx.filter_jit
-def _trace(truth: Truth, method: AbstractMethod, x0: Float[Array, "..."], steps: int) -> Any:
-    one = jnp.ones_like(truth.theta)
-    return trace(truth.problem, method, x0, truth.theta, one, steps=steps)
+def _as_array(values: Float[Array, " times"] | None) -> Float[np.ndarray, " times"] | None:
+    return None if values is None else np.asarray(values)
 
 
 @eqx.filter_jit
@@ -235,13 +248,6 @@ def _judge(mode: str, truth: Truth, x: Float[Array, "..."], dx: Float[Array, "..
     certificate = certify(truth.problem, x, truth.theta, tangent=jnp.ones_like(truth.theta), jvp=dx)
     error = jnp.linalg.norm(dx - truth.derivative) / jnp.linalg.norm(truth.derivative)
     return ModeError(mode, float(error), float(certificate.error), describe(certificate.status))
-
-
-def _errors(
-    values: Float[Array, "t *w"], truth: Float[Array, "*w"], unit: Float[Array, "*w"]
-) -> Float[np.ndarray, " t"]:
-    differences = (values - truth).reshape(len(values), -1)
-    return np.asarray(jnp.linalg.norm(differences, axis=1) / jnp.linalg.norm(unit))
 
 
 def _horizon(options: Options, condition: float, size: int) -> tuple[int, int]:

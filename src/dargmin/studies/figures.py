@@ -23,10 +23,13 @@ METHOD_COLORS = {  # Okabe and Ito's palette, safe for colour-blind readers
     "heavy-ball": "#B8860B",
     "nesterov": "#009E73",
     "chebyshev": "#D55E00",
+    "sobolev": "#AA4499",
 }
 MODE_MARKERS = {"unrolled": "o", "late start": "D", "Neumann": "^", "implicit": "s"}
 ITERATE_LINE: Any = {"color": GREY, "lw": 1.2}
 DERIVATIVE_LINE: Any = {"lw": 2.8, "solid_capstyle": "round"}
+PREDICTED_LINE: Any = {"color": INK, "lw": 1.0, "ls": (0, (3, 3))}
+BOUND_LINE: Any = {"color": INK, "lw": 1.0, "ls": (0, (1, 2))}
 SMALLEST = 1e-6  # errors below this are drawn as this
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -55,13 +58,13 @@ def curse_figure(study: CurseStudy) -> Figure:
     Figure
         Save it with `figure.savefig(path)`."""
     panels = len(study.runs) + 1
-    columns = min(3, panels)
+    columns = min(3 if panels <= 6 else 4, panels)
     rows = -(-panels // columns)
     with mpl.rc_context(STYLE):
         height = 1.3 + 3.0 * rows
         inner = (0.01, 0.01, 0.98, 0.99 - 0.95 / height)  # below the heading
         layout = ConstrainedLayoutEngine(rect=inner, hspace=0.06, wspace=0.05)
-        figure = Figure(figsize=(13.2, height), dpi=150, layout=layout)
+        figure = Figure(figsize=(13.2 if columns < 4 else 16.5, height), dpi=150, layout=layout)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for k, (run, ax) in enumerate(zip(study.runs, axes, strict=False)):
             _draw_run(ax, run, _highest_error(study))
@@ -70,9 +73,10 @@ def curse_figure(study: CurseStudy) -> Figure:
             else:
                 ax.tick_params(labelleft=False)
         _draw_key(axes[0], study.runs[0])
-        _draw_modes(axes[panels - 1], study)
-        for ax in axes[panels:]:
+        grid = axes[0].get_gridspec()
+        for ax in axes[panels - 1 :]:
             ax.remove()
+        _draw_modes(figure.add_subplot(grid[-1, (panels - 1) % columns :]), study)
         _write_heading(figure, study)
     return figure
 
@@ -112,6 +116,10 @@ def _draw_run(ax: Axes, run: MethodRun, highest: float) -> None:
     ax.fill_between(t, 1, error, where=error >= 1, interpolate=True, color=color, alpha=0.16, lw=0)
     ax.plot(t, run.iterate_error[1:], **ITERATE_LINE)
     ax.plot(t, error, color=color, **DERIVATIVE_LINE)
+    if run.predicted is not None:
+        ax.plot(t, run.predicted[1:], **PREDICTED_LINE)
+    elif run.bound is not None:
+        ax.plot(t, run.bound[1:], **BOUND_LINE)
     ax.set_title(capitalised(run.label), loc="left", color=color, weight="bold", size=12, pad=7)
     ax.set_xlabel("iteration t")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -140,11 +148,16 @@ def _annotate_burn_in(ax: Axes, run: MethodRun, color: str) -> None:
 
 
 def _draw_key(ax: Axes, run: MethodRun) -> None:
-    handles = [
-        Line2D([], [], color=METHOD_COLORS[run.key], **DERIVATIVE_LINE),
-        Line2D([], [], **ITERATE_LINE),
-    ]
-    labels = ["unrolled derivative of the coefficients", "the coefficients themselves"]
+    handles = [Line2D([], [], color=METHOD_COLORS[run.key], **DERIVATIVE_LINE)]
+    labels = ["unrolled derivative"]
+    if run.predicted is not None:
+        handles.append(Line2D([], [], **PREDICTED_LINE))
+        labels.append("predicted from the spectrum")
+    elif run.bound is not None:
+        handles.append(Line2D([], [], **BOUND_LINE))
+        labels.append("worst case, from theory")
+    handles.append(Line2D([], [], **ITERATE_LINE))
+    labels.append("the coefficients themselves")
     ax.legend(handles, labels, loc="lower left", frameon=False, handlelength=1.6, borderaxespad=0.3)
 
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from dargmin.studies.results import CurseStudy, ModeError
+from dargmin.studies.results import CurseStudy, MethodRun, ModeError
 from dargmin.studies.verdict import NEGLIGIBLE, count, number, verdict
 
 __all__ = ["progress", "report"]
@@ -40,14 +40,17 @@ def progress() -> Iterator[Callable[[str, float], None]]:
 def burn_in_table(study: CurseStudy) -> Table:
     """Peak and end of every burn-in, and the errors at w_T."""
     table = _table(
-        "Unrolled, iteration by iteration", "Errors are relative; 1 is the error of returning zero."
+        "Unrolled, iteration by iteration",
+        f"Errors are relative; 1 is that of returning zero. T = {study.steps}.",
     )
     table.add_column("")
     table.add_column("burn-in\npeak", justify="right")
     table.add_column("\nat t", justify="right")
-    table.add_column("\nends at t", justify="right")
-    table.add_column(f"error at T = {study.steps}\ncoefficients", justify="right")
-    table.add_column("\nderivative", justify="right")
+    table.add_column("\nover at", justify="right")
+    table.add_column("predicted\npeak", justify="right")
+    table.add_column("\nat t", justify="right")
+    table.add_column("error at T\nof w", justify="right")
+    table.add_column("\nof dw", justify="right")
     for run in study.runs:
         burn_in = run.burn_in
         cells = ["none", "", ""]
@@ -55,10 +58,21 @@ def burn_in_table(study: CurseStudy) -> Table:
             end = f"not by {study.steps}" if burn_in.end is None else str(burn_in.end)
             cells = [f"{number(burn_in.height)}×", str(burn_in.peak), end]
         cells[0] = f"[bold red]{cells[0]}[/]" if burn_in.visible else f"[green]{cells[0]}[/]"
+        cells += _expected_cells(run)
         table.add_row(
             run.short, *cells, number(run.iterate_error[-1]), number(run.derivative_error[-1])
         )
     return table
+
+
+def _expected_cells(run: MethodRun) -> list[str]:
+    """The predicted peak and its iteration; ≤ marks a worst case."""
+    if (expected := run.expected) is None:
+        return ["", ""]
+    if not expected.visible:
+        return ["none", ""]
+    sign = "" if run.predicted is not None else "≤"
+    return [f"{sign}{number(expected.height)}×", str(expected.peak)]
 
 
 def mode_table(study: CurseStudy) -> Table:

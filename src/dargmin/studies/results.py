@@ -49,7 +49,11 @@ class ModeError:
 
 @dataclass(frozen=True)
 class MethodRun:
-    """One method's errors, relative to ‖w_0 - w*‖ and ‖dw*‖, at t = 0, ..., T; and modes at w_T."""
+    """One method's errors, relative to ‖w_0 - w*‖ and ‖dw*‖, at t = 0, ..., T; and modes at w_T.
+
+    `estimates` has (t, what the certificate estimates the unrolled derivative's error to be);
+    `predicted` the errors that theory expects of the linear model at w*, where it is small enough
+    to be formed, and `bound` the worst case for its constants."""
 
     key: str
     label: str
@@ -57,12 +61,29 @@ class MethodRun:
     iterate_error: Float[np.ndarray, " steps_plus_1"]
     derivative_error: Float[np.ndarray, " steps_plus_1"]
     modes: tuple[ModeError, ...]
+    estimates: Float[np.ndarray, "n 2"] | None = None
+    predicted: Float[np.ndarray, " steps_plus_1"] | None = None
+    bound: Float[np.ndarray, " steps_plus_1"] | None = None
 
     @functools.cached_property
     def burn_in(self) -> BurnIn:
-        error = np.where(np.isfinite(self.derivative_error), self.derivative_error, np.inf)
-        peak = int(error.argmax())
-        return BurnIn(float(error[peak]), peak, self.first_below(1.0, error))
+        return self._burn_in(self.derivative_error)
+
+    @functools.cached_property
+    def expected(self) -> BurnIn | None:
+        """The burn-in that theory predicts; in the worst case, where it has no more to say."""
+        errors = self.bound if self.predicted is None else self.predicted
+        return None if errors is None else self._burn_in(errors)
+
+    @property
+    def expected_from(self) -> str:
+        """What `expected` is the burn-in of."""
+        return "worst case" if self.predicted is None else "linear model"
+
+    def _burn_in(self, errors: Float[np.ndarray, " steps_plus_1"]) -> BurnIn:
+        errors = np.where(np.isfinite(errors), errors, np.inf)
+        peak = int(errors.argmax())
+        return BurnIn(float(errors[peak]), peak, self.first_below(1.0, errors))
 
     def first_below(self, level: float, errors: Float[np.ndarray, " steps_plus_1"]) -> int | None:
         """The first t from which on the errors stay at or below `level`; None if there is none."""
@@ -126,6 +147,8 @@ class CurseStudy:
                         "iteration": np.arange(run.iterate_error.size),
                         "iterate_error": run.iterate_error,
                         "derivative_error": run.derivative_error,
+                        "predicted": np.nan if run.predicted is None else run.predicted,
+                        "worst_case": np.nan if run.bound is None else run.bound,
                     }
                 )
                 for run in self.runs
@@ -141,11 +164,14 @@ class CurseStudy:
                 "peak_height": run.burn_in.height,
                 "peak_iteration": run.burn_in.peak,
                 "end": run.burn_in.end,
+                "expected_height": np.nan if run.expected is None else run.expected.height,
+                "expected_iteration": None if run.expected is None else run.expected.peak,
+                "expected_from": "" if run.expected is None else run.expected_from,
                 "iterate_error": run.iterate_error[-1],
                 "derivative_error": run.derivative_error[-1],
             }
             for run in self.runs
-        ).astype({"end": "Int64"})
+        ).astype({"end": "Int64", "expected_iteration": "Int64"})
 
     def modes(self) -> pd.DataFrame:
         """One row for each method and mode: true and estimated relative error at w_T."""

@@ -13,6 +13,7 @@ NEGLIGIBLE = 1e-9
 def verdict(study: CurseStudy) -> list[str]:
     """What the numbers say, in sentences that are made from them."""
     sentences = _about_burn_in(study)
+    sentences += _about_prediction(study)
     sentences += _about_lag(study)
     sentences += _about_modes(study)
     return sentences + _about_certificates(study)
@@ -117,6 +118,28 @@ def _worst_case(q: float) -> str:
         f"{start}: in the worst case, all of it in the flattest direction, gradient descent on a "
         f"quadratic would become {times_as_wrong(q * np.exp(1 / q - 1))} as wrong as zero."
     )
+
+
+def _about_prediction(study: CurseStudy) -> list[str]:
+    """How far the predicted peaks are from the measured ones."""
+    pairs = [(run, run.expected) for run in study.runs if run.predicted is not None]
+    pairs = [
+        (run, e) for run, e in pairs if e and np.isfinite([e.height, run.burn_in.height]).all()
+    ]
+    if not pairs:
+        return []
+    ratios = [max(e.height / run.burn_in.height, run.burn_in.height / e.height) for run, e in pairs]
+    off = 100 * (max(ratios) - 1)
+    heights = "exact" if off < 0.1 else f"right within {off:.2g} %" if off < 100 else "far off"
+    model = (
+        "the Hessian and its change with θ at w*"
+        if study.model == "ridge"
+        else "the Hessian at w* and its change, as if the loss were quadratic"
+    )
+    return [
+        f"Predicted without running the methods, from {model}: the heights of "
+        f"{'the burn-in' if len(pairs) == 1 else f'all {len(pairs)} burn-ins'} are {heights}."
+    ]
 
 
 def _about_lag(study: CurseStudy) -> list[str]:
