@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from numpy.testing import assert_allclose
 from scenarios import LOGISTIC
 
@@ -90,9 +89,11 @@ def test_an_automatic_late_start_works_in_every_transformation_and_under_a_toler
     assert 0 <= solution.start < solution.steps < 60
     x = lambda theta: last_iterate(theta, tol=1e-4).x
     fixed = LateStart(start=int(solution.start))
-    same = lambda theta: dargmin.solve(
-        LOGISTIC.problem, Nesterov(0.4, 0.5), LOGISTIC.x0, theta, steps=60, tol=1e-4, mode=fixed
-    ).x
+    same = lambda theta: (
+        dargmin.solve(
+            LOGISTIC.problem, Nesterov(0.4, 0.5), LOGISTIC.x0, theta, steps=60, tol=1e-4, mode=fixed
+        ).x
+    )
     assert_allclose(x(LOGISTIC.theta), same(LOGISTIC.theta), rtol=1e-12)
     jacobian = jax.jacfwd(same)(LOGISTIC.theta)
     assert_allclose(jax.jacfwd(x)(LOGISTIC.theta), jacobian, rtol=1e-9, atol=1e-12)

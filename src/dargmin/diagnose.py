@@ -273,6 +273,6 @@ def _each(dxs: Point, derivatives: Point) -> Iterator[Any]:
 
 
 def _scaled(p: Prediction, scale: float) -> Prediction:
-    where = lambda p: (p.errors, p.bound)
+    where = lambda p: (p.errors, p.bound, p.implicit)
     scaled = tuple(None if u is None else u / scale for u in where(p))
     return eqx.tree_at(where, p, scaled, is_leaf=lambda u: u is None)

@@ -17,7 +17,6 @@ from dargmin.problems import AbstractProblem
 from dargmin.status import Status
 from dargmin.types import LinearMap, Parameters, Point
 
-
 ROUNDING = 5.0
 """How much of εκ‖x̂‖ is assumed for the rounding of x̂: its direction is not known, and in the
 flat ones a derivative feels more of it than in a random one (see `benchmarks/calibration.py`)."""

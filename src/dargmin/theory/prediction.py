@@ -13,7 +13,7 @@ from dargmin.problems import AbstractProblem, FixedPoint, Objective
 from dargmin.status import Status, is_ok
 from dargmin.theory.exact import derivative_error
 from dargmin.theory.fixed_point import forward_bound
-from dargmin.theory.residual import check_linear
+from dargmin.theory.residual import check_linear, residual_polynomial
 from dargmin.theory.worst_case import worst_case_error
 from dargmin.types import Parameters, Point
 
@@ -32,6 +32,9 @@ class Prediction(eqx.Module):
     bound : array, shape (T + 1,)
         The worst case for these constants: over the directions of a and c, for a spectrum in
         [μ, L] and commuting H and dH; on a fixed point, `theory.forward_bound`.
+    implicit : array, shape (T + 1,)
+        ‖(∂ₓF)⁻¹ dH (x_t - x*)‖, the error of an implicit derivative at x_t: of the linear model, or
+        where that is too large to form its bound ‖c‖ max|P_t| / μ.
     mu, L : arrays
         The spectrum at x*; on a fixed point 1 - ρ and 1, with ρ = ‖∂ₓA‖₂.
     A, C : arrays
@@ -39,6 +42,7 @@ class Prediction(eqx.Module):
 
     errors: Float[Array, " times"] | None
     bound: Float[Array, " times"]
+    implicit: Float[Array, " times"]
     mu: Float[Array, ""]
     L: Float[Array, ""]
     A: Float[Array, ""]
@@ -91,17 +95,15 @@ def predict(
         return f"the Hessian has the eigenvalue {float(spectrum.mu):.2g}: not convex there"
     if not is_ok(spectrum.status) or not spectrum.mu > 0:
         return f"the smallest eigenvalue of the Hessian is {float(spectrum.mu):.2g}, not positive"
-    bounds = [
-        worst_case_error(method, spectrum.mu, spectrum.L, steps, A=a, C=b)
-        for a, b in zip(A, C, strict=True)
-    ]
-    errors = None
+    mu, L = spectrum.mu, spectrum.L
+    worst = [worst_case_error(method, mu, L, steps, A=a, C=b) for a, b in zip(A, C, strict=True)]
+    A, C = jnp.linalg.norm(A), jnp.linalg.norm(C)
+    errors, implicit = None, C / mu * worst_case_error(method, mu, L, steps, A=1.0, C=0.0)
     if (steps + 1) * tree.size(x0) ** 2 <= LARGEST:
-        errors = _exact(problem, method, solution, theta, error, tangents, derivatives, steps)
-    return Prediction(
-        errors, jnp.linalg.norm(jnp.stack(bounds), axis=0), spectrum.mu, spectrum.L,
-        jnp.linalg.norm(A), jnp.linalg.norm(C),
-    )  # fmt: skip
+        errors, implicit = _exact(
+            problem, method, solution, theta, error, tangents, derivatives, steps
+        )
+    return Prediction(errors, jnp.linalg.norm(jnp.stack(worst), axis=0), implicit, mu, L, A, C)
 
 
 def _forcing_change(problem: AbstractProblem, x: Point, theta: Parameters):
@@ -120,16 +122,24 @@ def _forcing_change(problem: AbstractProblem, x: Point, theta: Parameters):
 def _exact(
     problem: Objective, method: AbstractMethod, x: Point, theta: Parameters, error: Point,
     tangents: Parameters, derivatives: Point, steps: int,
-) -> Float[Array, " times"]:  # fmt: skip
+) -> tuple[Float[Array, " times"], Float[Array, " times"]]:  # fmt: skip
+    """The errors of the unrolled and of the implicit derivative at x_t."""
     change = _forcing_change(problem, x, theta)
     H = materialise(problem.linear_system(x, theta).operator, x)
     flat_error = tree.ravel(error)[0]
 
-    def along(tangent: Parameters, dx: Point) -> Float[Array, "times d"]:
-        dH = materialise(lambda v: change(tangent, dx, v), x)
-        return derivative_error(method, H, (dH + dH.T) / 2, -tree.ravel(dx)[0], flat_error, steps)
+    values, vectors = jnp.linalg.eigh(H)
+    P, _ = residual_polynomial(method, values, steps)
+    x_errors = P * (vectors.T @ flat_error)  # in the eigenbasis
 
-    return jnp.linalg.norm(jax.vmap(along)(tangents, derivatives), axis=(0, 2))
+    def along(tangent: Parameters, dx: Point) -> tuple[Float[Array, "times d"], ...]:
+        dH = materialise(lambda v: change(tangent, dx, v), x)
+        dH = (dH + dH.T) / 2
+        unrolled = derivative_error(method, H, dH, -tree.ravel(dx)[0], flat_error, steps)
+        return unrolled, x_errors @ (vectors.T @ dH @ vectors) / values
+
+    unrolled, implicit = jax.vmap(along)(tangents, derivatives)
+    return jnp.linalg.norm(unrolled, axis=(0, 2)), jnp.linalg.norm(implicit, axis=(0, 2))
 
 
 def _predict_fixed_point(
@@ -150,9 +160,10 @@ def _predict_fixed_point(
         )
     t = jnp.arange(steps + 1)
     bounds = jax.vmap(lambda a, c: forward_bound(rate, t, M=c, e0=1.0, delta0=a))(A, C)
-    one = jnp.ones_like(rate)
+    A, C = jnp.linalg.norm(A), jnp.linalg.norm(C)
+    implicit = C * rate**t / (1 - rate)
     return Prediction(
-        None, jnp.linalg.norm(bounds, axis=0), 1 - rate, one, jnp.linalg.norm(A), jnp.linalg.norm(C)
+        None, jnp.linalg.norm(bounds, axis=0), implicit, 1 - rate, jnp.ones_like(rate), A, C
     )
 
 
