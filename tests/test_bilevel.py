@@ -18,6 +18,7 @@ from numpy.testing import assert_allclose
 import dargmin
 from dargmin import DargminError, GradientDescent, Implicit, LateStart, Objective, Status, Unrolled
 from dargmin.bilevel import LBFGSB, BilevelSolution, History, minimize
+from dargmin.bilevel.checkpoint import Checkpoint
 from dargmin.bilevel.progress import Display
 from dargmin.linear import CG
 
@@ -236,6 +237,21 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     path.write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="is no checkpoint"):
         logistic(optax.adam(0.1), 9, checkpoint=path)
+
+
+def test_a_write_that_is_cut_short_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    checkpoint = Checkpoint(tmp_path / "outer.npz", {"theta": "one number"}, np.ones(3))
+    assert checkpoint.load(jnp.zeros(2)) is None
+    checkpoint.save(jnp.ones(2), np.zeros((4, 10)))
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(jnp.zeros(2), np.zeros((5, 10)))
+    state, rows = checkpoint.load(jnp.zeros(2))
+    assert_allclose(state, 1)
+    assert rows.shape == (4, 10)
 
 
 def test_lbfgs_goes_on_from_a_checkpoint_and_an_interrupt_carries_the_result(tmp_path):
