@@ -37,8 +37,8 @@ class AbstractOptimizer(eqx.Module):
 class LBFGSB(AbstractOptimizer):
     """L-BFGS-B with SciPy's line search: quasi-Newton steps, box bounds, few hypergradients.
 
-    A resumed run begins with an empty memory: its steps differ from those of a run that was not
-    interrupted, its solution does not.
+    A resumed run begins at the best θ with an empty memory, so that its steps differ from those
+    of a run that was not interrupted.
 
     Where the inner side fails at a trial of the line search, a new run begins from the best θ,
     with an empty memory, and does not go as far at first.
