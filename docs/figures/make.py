@@ -6,24 +6,29 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
+from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 import dargmin
 from dargmin import theory
-from dargmin.methods import DerivativeKernel
+from dargmin.methods import AbstractMethod, DerivativeKernel
 from dargmin.problems import zoo
+from dargmin.studies.curse import METHODS
 from dargmin.studies.figures import FAINT, GREY, INK, METHOD_COLORS, STYLE
 
 THETA = float(np.log(0.01))  # the logarithm of the penalty
 STEPS, BUDGET = 300, 100
 WORSE, BETTER = METHOD_COLORS["chebyshev"], METHOD_COLORS["gd"]
 COLORS = METHOD_COLORS | {"derivative-kernel": "#332288"}
+LABELS = {key: choice.label for key, choice in METHODS.items()}
+LABELS["derivative-kernel"] = "DerivativeKernel"
 Curve = np.ndarray
 
 
@@ -34,28 +39,29 @@ def ridge(noise: float) -> zoo.Instance:
     return zoo.ridge(X, X[:, 0] + X[:, 1] + noise * rng.normal(size=200))
 
 
-def methods(mu: float, L: float) -> dict[str, dargmin.methods.AbstractMethod]:
-    return {
-        "gd": dargmin.GradientDescent(1 / L),
-        "gd-optimal": dargmin.GradientDescent(2 / (L + mu)),
-        "heavy-ball": dargmin.HeavyBall.tuned(mu, L),
-        "nesterov": dargmin.Nesterov.tuned(mu, L),
-        "chebyshev": dargmin.Chebyshev(mu, L),
-        "sobolev": dargmin.Sobolev(mu, L),
-        "derivative-kernel": DerivativeKernel(mu, L),
-    }
+def methods(mu: float, L: float) -> dict[str, AbstractMethod]:
+    tuned = {key: choice.tuned(mu, L) for key, choice in METHODS.items()}
+    return tuned | {"derivative-kernel": DerivativeKernel(mu, L)}
 
 
 def errors(
-    instance: zoo.Instance, method: dargmin.methods.AbstractMethod, steps: int, x0: object = None
+    instance: zoo.Instance, method: AbstractMethod, steps: int, x0: object = None
 ) -> tuple[Curve, Curve]:
     """‖x_t - x*‖ / ‖x_0 - x*‖ and ‖dx_t - dx*‖ / ‖dx*‖ of unrolling, t = 0..steps."""
     start = instance.x0 if x0 is None else jnp.asarray(x0)
-    one = jnp.ones(())
-    xs, dxs = dargmin.trace(instance.problem, method, start, one * THETA, one, steps=steps)
-    x = np.linalg.norm(np.asarray(xs) - instance.solution(THETA), axis=1)
-    dx = np.linalg.norm(np.asarray(dxs) - instance.jacobian(THETA), axis=1)
+    xs, dxs = traces(instance, method, steps, start)
+    x = np.linalg.norm(xs - instance.solution(THETA), axis=1)
+    dx = np.linalg.norm(dxs - instance.jacobian(THETA), axis=1)
     return x / x[0], dx / np.linalg.norm(instance.jacobian(THETA))
+
+
+def traces(
+    instance: zoo.Instance, method: AbstractMethod, steps: int, x0: Array
+) -> tuple[Curve, Curve]:
+    """x_t and dx_t, t = 0..steps, unrolled along θ."""
+    one = jnp.ones(())
+    xs, dxs = dargmin.trace(instance.problem, method, x0, one * THETA, one, steps=steps)
+    return np.asarray(xs), np.asarray(dxs)
 
 
 def two_errors() -> Figure:
@@ -64,15 +70,7 @@ def two_errors() -> Figure:
     x, dx = errors(instance, methods(*instance.spectrum(THETA))["gd-optimal"], STEPS)
     found = theory.burn_in(dx)
     peak, end = int(found.peak), int(found.length)
-    say(
-        "two-errors",
-        peak=peak,
-        height=dx[peak],
-        over=end,
-        x_peak=x[peak],
-        x_100=x[100],
-        dx_100=dx[100],
-    )
+    say("two-errors", peak=peak, height=dx[peak], over=end, x_100=x[100], dx_100=dx[100])
     figure, (ax,) = canvas(3.7)
     t = np.arange(dx.size)
     errors_axis(ax, t[-1], (1e-3, 9))
@@ -81,13 +79,8 @@ def two_errors() -> Figure:
     ax.plot(t, dx, color=WORSE, lw=2.8)
     ax.plot(peak, dx[peak], "o", ms=7, color=WORSE, mec="white", mew=1.2)
     ax.plot(end, 1, "o", ms=6, color="white", mec=WORSE, mew=1.6, zorder=5)
-    label(
-        ax,
-        peak + 4,
-        1.25 * dx[peak],
-        f"{dx[peak]:.1f} times as wrong as zero, at t = {peak}",
-        WORSE,
-    )
+    words = f"{dx[peak]:.1f} times as wrong as zero, at t = {peak}"
+    label(ax, peak + 4, 1.25 * dx[peak], words, WORSE)
     label(ax, end + 6, 1.25, f"no longer worse than zero from t = {end}", WORSE, va="bottom")
     label(ax, 225, 0.32, "unrolled derivative", WORSE, weight="bold", ha="left")
     label(ax, 100, 0.021, "iterate", GREY, weight="bold", ha="right")
@@ -114,7 +107,7 @@ def polynomials() -> Figure:
     label(axes[0], 0.08, 18, f"$|P_{{{t}}}'|$", WORSE)
     label(axes[0], 0.16, 0.12, f"$λ|P_{{{t}}}'|$", WORSE)
     label(axes[0], 0.03, 6e-4, f"$|P_{{{t}}}|$", GREY)
-    label(axes[1], 0.93, 25, f"$λ|P_{{{t}}}'|$ at λ = L: 31", WORSE, ha="right")
+    label(axes[1], 0.93, 25, f"$λ|P_{{{t}}}'|$ at λ = L: {L * dP[-1]:.0f}", WORSE, ha="right")
     return figure
 
 
@@ -148,17 +141,13 @@ def step_size() -> Figure:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda gap, _: f"{2 - gap:.4g}"))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_title(title, loc="left", weight="bold", size=11)
-        for value, name, side in (
-            (2**0.5, "√2", 1 if values is time else -1),
-            (1.99, "1.99", -1),
-            (largest, "2L/(L+μ)", -1),
-        ):
+        for value, name in ((2**0.5, "√2"), (1.99, "1.99"), (largest, "2L/(L+μ)")):
             k = int(np.argmin(abs(s - value)))
             ax.plot(2 - s[k], values[k], "o", ms=6.5, color=color, mec="white", mew=1.2)
-            up = value > 1.9 or values is time
+            right = values is time and name == "√2"  # where the curve leaves room
             ax.annotate(
-                f"{name}\n{values[k]:.0f}", (2 - s[k], values[k]), (6 * side, 6 if up else 4),
-                textcoords="offset points", ha="left" if side > 0 else "right", va="bottom",
+                f"{name}\n{values[k]:.0f}", (2 - s[k], values[k]), (6 if right else -6, 5),
+                textcoords="offset points", ha="left" if right else "right", va="bottom",
                 color=color, size=9,
             )  # fmt: skip
     axes[0].set(yscale="log", ylim=(0.7, 1000))
@@ -200,23 +189,15 @@ def compare() -> Figure:
         "with a burn-in": ("gd-optimal", "heavy-ball", "chebyshev"),
         "without": ("gd", "nesterov", "sobolev", "derivative-kernel"),
     }
-    names = {
-        "gd": "gradient descent 1/L",
-        "gd-optimal": "gradient descent 2/(L+μ)",
-        "heavy-ball": "heavy ball",
-        "nesterov": "Nesterov",
-        "chebyshev": "Chebyshev",
-        "sobolev": "Sobolev",
-        "derivative-kernel": "DerivativeKernel",
-    }
     figure, axes = canvas(4.2, 2, sharey=True)
     implicit = implicit_errors(instance, every["chebyshev"], BUDGET)
     for ax, (title, keys) in zip(axes, panels.items(), strict=True):
         errors_axis(ax, BUDGET, (1e-11, 60))
-        ax.plot(implicit, color=INK, lw=1.3, ls=(0, (3, 2)), label="implicit, at Chebyshev's $x_t$")
+        name = "implicit, at Chebyshev's $x_t$" if ax is axes[0] else None
+        ax.plot(implicit, color=INK, lw=1.3, ls=(0, (3, 2)), label=name)
         for key in keys:
             dx = errors(instance, every[key], BUDGET)[1]
-            ax.plot(dx, color=COLORS[key], lw=2.5, label=names[key])
+            ax.plot(dx, color=COLORS[key], lw=2.5, label=LABELS[key])
             say("compare", key=key, height=dx.max(), at_20=dx[20], at_50=dx[50], at_100=dx[100])
         ax.set_title(title, loc="left", weight="bold", size=11)
         ax.set_xlabel("gradients t")
@@ -226,14 +207,11 @@ def compare() -> Figure:
     return figure
 
 
-def implicit_errors(
-    instance: zoo.Instance, method: dargmin.methods.AbstractMethod, steps: int
-) -> Curve:
+def implicit_errors(instance: zoo.Instance, method: AbstractMethod, steps: int) -> Curve:
     """‖-H⁻¹ ∂_θ∇f(x_t) - dx*‖ / ‖dx*‖: for ridge, ∂_θ∇f(x) = e^θ x and H does not depend on x."""
-    one = jnp.ones(())
-    xs, _ = dargmin.trace(instance.problem, method, instance.x0, one * THETA, one, steps=steps)
+    xs, _ = traces(instance, method, steps, instance.x0)
     H = np.asarray(jax.hessian(instance.problem.value)(instance.x0, THETA))
-    dx = -np.linalg.solve(H, np.exp(THETA) * np.asarray(xs).T).T
+    dx = -np.linalg.solve(H, np.exp(THETA) * xs.T).T
     truth = instance.jacobian(THETA)
     return np.linalg.norm(dx - truth, axis=1) / np.linalg.norm(truth)
 
@@ -246,19 +224,19 @@ def limit() -> Figure:
     implicit = np.asarray(theory.minimax_implicit(mu, L, every))
     least = np.array([theory.minimax_unrolled(mu, L, int(t)) for t in some])
     worst = {
-        "Chebyshev": dargmin.Chebyshev(mu, L),
-        "DerivativeKernel, α = 0": DerivativeKernel(mu, L, alpha=0.0),
+        ("Chebyshev", "chebyshev"): dargmin.Chebyshev(mu, L),
+        ("DerivativeKernel\nα = 0", "derivative-kernel"): DerivativeKernel(mu, L, alpha=0.0),
     }
     figure, (ax,) = canvas(3.9)
     ax.set(yscale="log", ylim=(5e-6, 300), xlim=(0, 78), xlabel="gradients t")
     ax.set_xticks(range(0, steps + 1, 10))
     ax.set_ylabel("worst-case relative error")
     decades(ax)
-    for (name, method), key in zip(worst.items(), ("chebyshev", "derivative-kernel"), strict=True):
+    for (name, key), method in worst.items():
         E = np.asarray(theory.worst_case_error(method, mu, L, steps, A=1, G=0))
         ax.plot(E, color=COLORS[key], lw=2.3)
-        label(ax, 61, E[-1], name.replace(", ", "\n"), COLORS[key], va="bottom")
-        say("limit", method=name, height=E.max(), at_20=E[20], at_40=E[40], at_60=E[60])
+        label(ax, 61, E[-1], name, COLORS[key], va="bottom")
+        say("limit", key=key, height=E.max(), at_20=E[20], at_40=E[40], at_60=E[60])
     ratio = np.asarray(theory.minimax_ratio(mu, L, every))
     ax.plot(some, least, color=BETTER, lw=2.6)
     ax.plot(every[29:], (ratio * implicit)[29:], color=INK, lw=1.2, ls=(0, (3, 2)))
@@ -267,14 +245,7 @@ def limit() -> Figure:
     label(ax, 61, implicit[-1], "implicit", GREY, weight="bold")
     for t, value in zip(some, least, strict=True):
         if t in (20, 40, 60):
-            say(
-                "limit",
-                t=t,
-                unrolled=value,
-                implicit=implicit[t - 1],
-                ratio=value / implicit[t - 1],
-                formula=ratio[t - 1],
-            )
+            say("limit", t=t, unrolled=value, ratio=value / implicit[t - 1], formula=ratio[t - 1])
     return figure
 
 
@@ -284,34 +255,15 @@ def certificate() -> Figure:
     X = rng.normal(size=(200, 20)) * np.geomspace(1, 0.05, 20)
     instance = zoo.logistic(X, np.sign(X[:, 0] + X[:, 1] + 0.1 * rng.normal(size=200)))
     method, x0 = dargmin.Chebyshev(*instance.spectrum(THETA)), 3 * rng.normal(size=20)
-    one = jnp.ones(())
-    xs, dxs = dargmin.trace(
-        instance.problem, method, jnp.asarray(x0), one * THETA, one, steps=BUDGET
-    )
+    xs, dxs = traces(instance, method, BUDGET, jnp.asarray(x0))
     true = errors(instance, method, BUDGET, x0)[1]
     times = np.unique(np.geomspace(1, BUDGET, 22).astype(int))
     scale = np.linalg.norm(instance.jacobian(THETA))
-    certify = jax.jit(
-        lambda x, dx: (
-            dargmin.certify(instance.problem, x, THETA, tangent=one, jvp=dx).absolute_error
-        )
-    )
-    defect = jax.jit(
-        lambda x, dx: dx - jax.jvp(
-            lambda p: dargmin.attach(instance.problem, x, p), (one * THETA,), (one,)
-        )[1]
-    )  # fmt: skip
-    seen = np.array([certify(xs[t], dxs[t]) for t in times]) / scale
-    naive = np.array([np.linalg.norm(defect(xs[t], dxs[t])) for t in times]) / scale
-    say(
-        "certificate",
-        height=true.max(),
-        peak=true.argmax(),
-        seen=np.max(np.abs(np.log(seen / true[times]))),
-    )
-    say(
-        "certificate", naive_low=np.min(naive / true[times]), naive_high=np.max(naive / true[times])
-    )
+    seen, naive = np.array([estimates(instance, xs[t], dxs[t]) for t in times]).T / scale
+    relative, simple = seen / true[times], naive / true[times]
+    say("certificate", height=true.max(), peak=true.argmax())
+    say("certificate", key="certify", low=relative.min(), high=relative.max())
+    say("certificate", key="at x_t", low=simple.min(), high=simple.max())
     figure, (ax,) = canvas(3.7)
     errors_axis(ax, BUDGET, (1e-4, 40))
     ax.set(xscale="log", xlim=(0.9, 40), xlabel="iteration t")
@@ -320,17 +272,19 @@ def certificate() -> Figure:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.plot(np.arange(1, BUDGET + 1), true[1:], color=WORSE, lw=2.8, label="true error")
     ax.plot(times, seen, "|", color=INK, ms=13, mew=1.6, label="estimate of certify")
-    ax.plot(
-        times,
-        naive,
-        "_",
-        color=BETTER,
-        ms=11,
-        mew=1.8,
-        label="distance from the implicit derivative at $x_t$",
-    )
+    name = "distance from the implicit derivative at $x_t$"
+    ax.plot(times, naive, "_", color=BETTER, ms=11, mew=1.8, label=name)
     ax.legend(frameon=False, loc="lower left")
     return figure
+
+
+@eqx.filter_jit
+def estimates(instance: zoo.Instance, x: Array, dx: Array) -> tuple[Array, Array]:
+    """What `certify` says of dx, and its distance from the implicit derivative at x itself."""
+    one, problem = jnp.ones(()), instance.problem
+    seen = dargmin.certify(problem, x, THETA, tangent=one, jvp=dx).absolute_error
+    implicit = jax.jvp(lambda p: dargmin.attach(problem, x, p), (one * THETA,), (one,))[1]
+    return seen, jnp.linalg.norm(dx - implicit)
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
