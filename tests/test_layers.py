@@ -21,7 +21,7 @@ LAYERS = """
     certificate
     theory
     strategy quantity accuracy
-    hypergradient sensitivity diagnosis diagnose plan interop
+    hypergradient sensitivity diagnosis diagnose candidates plan interop
     __init__
     bilevel
     estimators

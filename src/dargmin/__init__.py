@@ -13,6 +13,7 @@ from dargmin.loop import trace
 from dargmin.methods import (
     Chebyshev,
     ConjugateGradient,
+    DerivativeKernel,
     FixedPointIteration,
     FromOptax,
     FromOptimistix,
@@ -24,6 +25,7 @@ from dargmin.methods import (
     Sobolev,
 )
 from dargmin.modes import Implicit, LateStart, Neumann, Unrolled
+from dargmin.plan import Plan, plan
 from dargmin.problems import Composite, FixedPoint, Objective, Root
 from dargmin.sensitivity import Sensitivity, sensitivity
 from dargmin.solution import Solution
@@ -38,6 +40,7 @@ __all__ = [
     "Composite",
     "ConjugateGradient",
     "DargminError",
+    "DerivativeKernel",
     "Diagnosis",
     "FixedPoint",
     "FixedPointIteration",
@@ -52,6 +55,7 @@ __all__ = [
     "Neumann",
     "NewtonCG",
     "Objective",
+    "Plan",
     "ProximalGradient",
     "Root",
     "Sensitivity",
@@ -67,6 +71,7 @@ __all__ = [
     "linear",
     "methods",
     "modes",
+    "plan",
     "polynomials",
     "problems",
     "prox",

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from dargmin import tree
 from dargmin.certificate import certify
 from dargmin.diagnosis import Diagnosis, Remedy
-from dargmin.linear import hessian_spectrum, prepare
+from dargmin.linear import hessian_spectrum
 from dargmin.loop import trace
 from dargmin.methods import AbstractMethod, GradientDescent, Sobolev
 from dargmin.modes import AbstractMode, Implicit, LateStart
@@ -69,7 +69,7 @@ def diagnose(
         If an argument is off, or the traces would not fit into 2 GB."""
     check_arguments(problem, method, steps)
     x0, theta = tree.as_point(x0), tree.as_arrays(theta)
-    tangents, single = _tangents(theta, tangent)
+    tangents, single = directions(theta, tangent)
     k = jax.tree.leaves(tangents)[0].shape[0]
     _check_memory(steps, tree.size(x0), k, tree.dtype(x0).itemsize)
     xs, dxs = _traces(problem, method, x0, theta, tangents, steps)
@@ -90,7 +90,7 @@ def diagnose(
     prediction = None
     if is_ok(status) and not convex:
         found = predict(
-            prepare(problem, x0, theta), method, x0, theta, solution=solution, tangents=tangents,
+            problem, method, x0, theta, solution=solution, tangents=tangents,
             derivatives=derivatives, steps=steps,
         )  # fmt: skip
         if isinstance(found, str):
@@ -189,7 +189,9 @@ def _remedies(
     problem: AbstractProblem, method: AbstractMethod, x0: Point, last: Point, theta: Parameters,
     tangents: Parameters, steps: int, prediction: Prediction | None, judge: Any,
 ) -> Iterator[Remedy]:  # fmt: skip
-    dx, start = _in_mode(problem, method, x0, theta, tangents, steps, LateStart(start="auto"))
+    dx, start = derivative_in_mode(
+        problem, method, x0, theta, tangents, steps, LateStart(start="auto")
+    )
     yield Remedy("late start", judge(dx), f"at K = {int(start)}, chosen from the iterates")
     dx, _ = _traces(problem, method, last, theta, tangents, steps)[1], None
     yield Remedy("warm start", judge(jax.tree.map(lambda u: u[:, -1], dx)), "x_0 = x_T of this run")
@@ -204,17 +206,18 @@ def _remedies(
             dx = _traces(problem, Sobolev(mu, L), x0, theta, tangents, steps)[1]
             name = f"Sobolev({float(mu):.3g}, {float(L):.3g})"
             yield Remedy("Sobolev", judge(jax.tree.map(lambda u: u[:, -1], dx)), name)
-    dx, _ = _in_mode(problem, method, x0, theta, tangents, steps, Implicit())
+    dx, _ = derivative_in_mode(problem, method, x0, theta, tangents, steps, Implicit())
     yield Remedy("implicit", judge(dx), "at the same x_T")
-    dx, _ = _in_mode(problem, method, x0, theta, tangents, steps, Implicit(polish=True))
+    dx, _ = derivative_in_mode(problem, method, x0, theta, tangents, steps, Implicit(polish=True))
     yield Remedy("implicit, polished", judge(dx), "at x_T after a Newton correction")
 
 
 @eqx.filter_jit
-def _in_mode(
+def derivative_in_mode(
     problem: AbstractProblem, method: AbstractMethod, x0: Point, theta: Parameters,
     tangents: Parameters, steps: int, mode: AbstractMode,
 ) -> tuple[Point, Any]:  # fmt: skip
+    """dx_T along every tangent, in forward mode, and where a late start began."""
     dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
 
     def last_iterate(dynamic: Parameters) -> tuple[Point, Any]:
@@ -227,7 +230,7 @@ def _in_mode(
     return dx, start
 
 
-def _tangents(theta: Parameters, tangent: Parameters | None) -> tuple[Parameters, bool]:
+def directions(theta: Parameters, tangent: Parameters | None) -> tuple[Parameters, bool]:
     """θ̇ with a leading axis: as given, or the coordinates, or random; whether it had none."""
     like = eqx.filter(theta, eqx.is_inexact_array)
     if not jax.tree.leaves(like):

@@ -52,7 +52,7 @@ def burn_in(errors: ArrayLike) -> BurnIn:
             f"burn_in needs a trace E_0, ..., E_T along the first axis, but got {errors.shape}."
         )
     errors = jnp.where(jnp.isnan(errors), jnp.inf, errors)
-    above = errors > errors[0]
+    above = errors > errors[0] * (1 + 8 * jnp.finfo(errors.dtype).eps)  # rounding is no burn-in
     t = jnp.arange(1, errors.shape[0] + 1).reshape(-1, *(1,) * (errors.ndim - 1))
     length = jnp.max(jnp.where(above, t, 0), axis=0)
     peak = jnp.argmax(errors, axis=0)

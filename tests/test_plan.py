@@ -1,0 +1,102 @@
+"""plan: what it chooses, whether the choice keeps what is predicted, and what it says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dargmin
+from dargmin import Implicit, Unrolled, plan
+from dargmin.problems import zoo
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(40, 8)) * np.geomspace(1, 0.1, 8)
+RIDGE = zoo.ridge(X, X @ np.ones(8))
+THETA = jnp.asarray(np.log(0.01))
+SIZE = 64  # bytes of x
+UNROLLED = Unrolled()
+
+
+def error(p, instance, theta):
+    def solution(theta):
+        return dargmin.solve(
+            instance.problem, p.method, instance.x0, theta, steps=p.steps, mode=p.mode
+        ).x
+
+    truth = instance.jacobian(np.asarray(theta))
+    return np.linalg.norm(jax.jacfwd(solution)(theta) - truth) / np.linalg.norm(truth)
+
+
+def test_with_any_mode_the_plan_for_a_ridge_is_implicit_and_right():
+    p = plan(RIDGE.problem, RIDGE.x0, THETA, steps=40)
+    assert isinstance(p.mode, Implicit)
+    assert error(p, RIDGE, THETA) < 1e-8
+    assert "Implicit differentiation" in p.reason and "Unrolled, the best would be" in p.reason
+    assert f"and {len(p.alternatives) - 8} more in .alternatives" in str(p)
+
+
+def test_the_predicted_errors_of_unrolling_are_true_and_the_least_is_chosen():
+    p = plan(RIDGE.problem, RIDGE.x0, THETA, steps=40, mode=UNROLLED)
+    assert p.predicted_error == min(c.predicted_error for c in (p, *p.alternatives))
+    for choice in (p, *p.alternatives[:6]):
+        assert 0.8 < error(choice, RIDGE, THETA) / choice.predicted_error < 1.25
+
+
+def test_little_memory_brings_checkpoints_and_too_little_an_answer():
+    p = plan(RIDGE.problem, RIDGE.x0, THETA, steps=100, mode=UNROLLED, memory=30 * SIZE)
+    assert p.mode == Unrolled(checkpoint="sqrt") and p.memory <= 30 * SIZE
+    assert "√T states kept" in p.reason and "choices need more" in p.reason
+    with pytest.raises(ValueError, match=r"Nothing fits into memory=10 bytes.*needs here is"):
+        plan(RIDGE.problem, RIDGE.x0, THETA, steps=100, mode=UNROLLED, memory=10)
+
+
+def test_an_accuracy_is_reached_by_unrolling_where_that_is_asked_for():
+    p = plan(RIDGE.problem, RIDGE.x0, THETA, rtol=1e-3, mode=UNROLLED)
+    assert error(p, RIDGE, THETA) < 1.5e-3
+    with pytest.raises(ValueError, match="No method here reaches rtol=1e-30"):
+        plan(RIDGE.problem, RIDGE.x0, THETA, rtol=1e-30, mode=UNROLLED)
+
+
+def test_a_plan_for_an_accuracy_is_what_hypergradient_does():
+    labels = (X @ np.ones(8) > 0).astype(int)
+    instance = zoo.logistic(X, labels)
+    p = plan(instance.problem, instance.x0, THETA - 1, rtol=1e-3)
+    outer = lambda x, theta: jnp.sum(x**2)
+    h = dargmin.hypergradient(outer, instance.problem, instance.x0, THETA - 1, rtol=1e-3)
+    assert h.reason in p.reason
+    assert error(p, instance, THETA - 1) < 1e-3
+
+
+def test_where_theory_is_silent_the_candidates_are_measured():
+    instance = zoo.elastic_net(X, X @ np.ones(8))
+    theta = jnp.asarray([-3.0, -3.0])
+    p = plan(instance.problem, instance.x0, theta, steps=60)
+    assert isinstance(p.mode, Implicit) and p.predicted_error < 1e-6 and p.measured
+    assert error(p, instance, theta) < 1e-8
+    saddle = dargmin.Objective(lambda x, theta: jnp.sum(x**4) - theta * jnp.sum(x**2))
+    p = plan(saddle, jnp.zeros(2), jnp.asarray(1.0), steps=20)
+    assert "pilot says" in p.reason and "no minimum" in p.reason
+
+
+def test_a_contraction_is_planned_for():
+    W = jnp.asarray(0.5 * np.linalg.qr(RNG.normal(size=(4, 4)))[0])
+    map_ = dargmin.FixedPoint(lambda x, theta: jnp.tanh(W @ x + theta))
+    p = plan(map_, jnp.zeros(4), jnp.asarray(0.3), steps=30)
+    assert isinstance(p.method, dargmin.FixedPointIteration) and p.predicted_error < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "one of steps= and rtol="),
+        (dict(steps=3, rtol=0.1), "one of steps= and rtol="),
+        (dict(steps=0), "steps must be an integer >= 1"),
+        (dict(rtol=-1.0), "rtol must be > 0"),
+        (dict(steps=3, mode=Implicit()), "plan chooses the mode"),
+        (dict(steps=3, theta=1), "no floating-point leaf"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(options, message):
+    arguments = dict(problem=RIDGE.problem, x0=RIDGE.x0, theta=THETA) | options
+    with pytest.raises(ValueError, match=message):
+        plan(**arguments)
