@@ -17,7 +17,7 @@ DEV := $(VENV)/.installed-dev-$(notdir $(PY))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one environment: two pips at once would break it
-.PHONY: help demo test lint bench pins clean
+.PHONY: help demo test lint bench figures pins clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -34,9 +34,15 @@ lint: $(DEV) ## ruff (rules and format) and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(DEV) ## calibration and memory tables, into benchmarks/results
+bench: $(DEV) ## all tables, into benchmarks/results (about 40 minutes)
 	$(BIN)/python benchmarks/calibration.py --out $(RESULTS)
 	$(BIN)/python benchmarks/memory.py --out $(RESULTS)
+	$(BIN)/python benchmarks/methods.py --out $(RESULTS)
+	$(BIN)/python benchmarks/plans.py --out $(RESULTS)
+	$(BIN)/python benchmarks/warm_start.py --out $(RESULTS)
+
+figures: $(DEMO) ## the figures of the documentation, into docs/figures
+	$(BIN)/python docs/figures/make.py
 
 pins: ## write constraints.txt anew (what still fits stays; delete the file first to move everything)
 	$(ENVIRONMENT)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -26,10 +27,11 @@ class Cost(eqx.Module):
         self.factorisations = jnp.asarray(factorisations)
         self.adjoint = jnp.asarray(adjoint)
 
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.gradients + other.gradients,
-            self.products + other.products,
-            self.factorisations + other.factorisations,
-            self.adjoint + other.adjoint,
+    def __repr__(self) -> str:
+        return (
+            f"Cost(gradients={self.gradients}, products={self.products}, "
+            f"factorisations={self.factorisations}, adjoint={self.adjoint})"
         )
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return jax.tree.map(jnp.add, self, other)

@@ -6,6 +6,7 @@ from dargmin.linear.dense import Dense
 from dargmin.linear.krylov import GMRES, BiCGStab
 from dargmin.linear.lanczos import lanczos, largest_eigenvalue
 from dargmin.linear.newton import Correction, newton_correction
+from dargmin.linear.recycling import Pairs
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
 from dargmin.linear.spectrum import (
     Contraction,
@@ -34,6 +35,7 @@ __all__ = [
     "LinearInfo",
     "LinearOptions",
     "LinearSolution",
+    "Pairs",
     "Spectrum",
     "contraction",
     "hessian_spectrum",
