@@ -118,12 +118,15 @@ class Pilot:
 def candidates(problem: AbstractProblem, pilot: Pilot, size: int) -> Iterator[Choice]:
     """Every method that fits the problem, in every mode that makes sense with it.
 
-    Where theory is silent, each is run once, and its error measured."""
+    Where theory is silent, or has bounds only, each is run once, and its error measured. So is a
+    corrected implicit derivative off the quadratics: all that theory has is a rule of thumb."""
+    rough = not is_quadratic(problem, pilot)
     for method, note in _methods(problem, pilot):
         found = pilot.predict(problem, method)
         silent = isinstance(found, str) and not isinstance(method, ConjugateGradient)
+        silent |= isinstance(problem, FixedPoint)
         for choice in _modes(problem, pilot, size, method, found, note):
-            if silent:
+            if silent or (rough and choice.mode == Implicit(polish=True)):
                 error = pilot.measure(problem, choice)
                 choice = replace(choice, predicted_error=error, measured=True)
             yield choice
