@@ -53,8 +53,9 @@ def test_little_memory_brings_checkpoints_and_too_little_an_answer():
 def test_an_accuracy_is_reached_by_unrolling_where_that_is_asked_for():
     p = plan(RIDGE.problem, RIDGE.x0, THETA, rtol=1e-3, mode=UNROLLED)
     assert error(p, RIDGE, THETA) < 1.5e-3
-    with pytest.raises(ValueError, match="No method here reaches rtol=1e-30"):
-        plan(RIDGE.problem, RIDGE.x0, THETA, rtol=1e-30, mode=UNROLLED)
+    instance = zoo.elastic_net(X, X @ np.ones(8))
+    with pytest.raises(ValueError, match="No method here reaches rtol=0.001"):  # none is predicted
+        plan(instance.problem, instance.x0, jnp.full(2, -3.0), rtol=1e-3, mode=UNROLLED)
 
 
 def test_a_plan_for_an_accuracy_is_what_hypergradient_does():
@@ -73,9 +74,6 @@ def test_where_theory_is_silent_the_candidates_are_measured():
     p = plan(instance.problem, instance.x0, theta, steps=60)
     assert isinstance(p.mode, Implicit) and p.predicted_error < 1e-6 and p.measured
     assert error(p, instance, theta) < 1e-8
-    saddle = dargmin.Objective(lambda x, theta: jnp.sum(x**4) - theta * jnp.sum(x**2))
-    p = plan(saddle, jnp.zeros(2), jnp.asarray(1.0), steps=20)
-    assert "pilot says" in p.reason and "no minimum" in p.reason
 
 
 def test_a_contraction_is_planned_for():
