@@ -26,8 +26,8 @@ demo: $(DEMO) ## the main job on real data: the curse of unrolling on breast_can
 	$(BIN)/dargmin curse --data breast_cancer --model ridge --out $(OUT)
 	@echo "The figure, the table and the data are in $(OUT)/."
 
-test: $(DEV) ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(DEV) ## the tests but for the slow ones (ARGS="-m ''" runs those too)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 lint: $(DEV) ## ruff (rules and format) and pyright
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ os.environ.setdefault(
 
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_enable_x64", True)
@@ -23,3 +24,10 @@ install_import_hook("dargmin", "beartype.beartype")
 # A first example compiles, which no deadline should count; a failure has to come back on every run.
 hypothesis.settings.register_profile("dargmin", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("dargmin")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Files share few programs, and all of them together take gigabytes."""
+    yield
+    jax.clear_caches()

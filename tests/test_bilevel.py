@@ -119,6 +119,7 @@ def test_penalties_of_features_are_certified_decreasing_and_stationary():
         assert abs(phi(s.theta + step) - phi(s.theta - step)) / 2e-3 <= 1e-6
 
 
+@pytest.mark.slow
 def test_adaptive_accuracy_costs_less_for_the_same_value():
     mode = Implicit(CG())
     adaptive, tight = (logistic(optax.sgd(2.0), 30, rtol=r, mode=mode) for r in ("adaptive", 1e-6))

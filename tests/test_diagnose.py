@@ -70,6 +70,7 @@ def test_the_prediction_comes_close_on_a_logistic_regression():
     assert_allclose(d.prediction.errors, d.derivative_error, atol=0.1)
 
 
+@pytest.mark.slow
 def test_every_method_is_diagnosed_and_what_theory_does_not_cover_is_said():
     method = dargmin.FromOptax(optax.sgd(0.5, momentum=0.5))
     d = diagnose(RIDGE.problem, method, X0, jnp.asarray(THETA), steps=30, remedies=False)
@@ -82,6 +83,7 @@ def test_every_method_is_diagnosed_and_what_theory_does_not_cover_is_said():
     assert {remedy.name for remedy in d.remedies} >= {"late start", "warm start", "implicit"}
 
 
+@pytest.mark.slow
 def test_a_contraction_is_bounded_and_what_does_not_contract_is_called_that():
     W = jnp.asarray(0.7 * np.linalg.qr(RNG.normal(size=(6, 6)))[0])
     map_ = dargmin.FixedPoint(lambda x, theta: jnp.tanh(W @ x + theta))
@@ -95,6 +97,7 @@ def test_a_contraction_is_bounded_and_what_does_not_contract_is_called_that():
     assert d.burn_in.height > 1e3
 
 
+@pytest.mark.slow
 def test_a_saddle_and_a_divergence_are_not_explained_away():
     problem = dargmin.Objective(lambda x, theta: jnp.sum(x**4) / 4 - theta * jnp.sum(x**2) / 2)
     near_saddle = jnp.full(3, 1e-9)

@@ -9,6 +9,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
 def test_the_snippets_run_and_the_figures_are_there(page, capsys):
     text, names = page.read_text(encoding="utf-8"), {}

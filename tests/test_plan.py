@@ -42,6 +42,7 @@ def test_the_predicted_errors_of_unrolling_are_true_and_the_least_is_chosen():
         assert 0.8 < error(choice, RIDGE, THETA) / choice.predicted_error < 1.25
 
 
+@pytest.mark.slow
 def test_little_memory_brings_checkpoints_and_too_little_an_answer():
     p = plan(RIDGE.problem, RIDGE.x0, THETA, steps=100, mode=UNROLLED, memory=30 * SIZE)
     assert p.mode == Unrolled(checkpoint="sqrt") and p.memory <= 30 * SIZE
@@ -50,6 +51,7 @@ def test_little_memory_brings_checkpoints_and_too_little_an_answer():
         plan(RIDGE.problem, RIDGE.x0, THETA, steps=100, mode=UNROLLED, memory=10)
 
 
+@pytest.mark.slow
 def test_an_accuracy_is_reached_by_unrolling_where_that_is_asked_for():
     p = plan(RIDGE.problem, RIDGE.x0, THETA, rtol=1e-3, mode=UNROLLED)
     assert error(p, RIDGE, THETA) < 1.5e-3
@@ -68,6 +70,7 @@ def test_a_plan_for_an_accuracy_is_what_hypergradient_does():
     assert error(p, instance, THETA - 1) < 1e-3
 
 
+@pytest.mark.slow
 def test_where_theory_is_silent_the_candidates_are_measured():
     instance = zoo.elastic_net(X, X @ np.ones(8))
     theta = jnp.asarray([-3.0, -3.0])
