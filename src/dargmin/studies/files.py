@@ -9,14 +9,12 @@ import pandas as pd
 import pyarrow as pa
 from sklearn.datasets import load_svmlight_file
 
+from dargmin.studies.errors import DataError
+
 __all__ = ["DataError", "read_table"]
 
 _LIBSVM_ROW = re.compile(r"^\s*[-+.\w]+(\s+qid:\d+)?(\s+\d+:\S+)+\s*(#.*)?$")
 _LARGEST_DENSE = 200_000_000  # entries: 1.6 GB of float64
-
-
-class DataError(ValueError):
-    """Data or an option that cannot be used: one sentence, with what to do about it."""
 
 
 def read_table(path: Path) -> tuple[pd.DataFrame, str | None]:
