@@ -58,7 +58,7 @@ def minimize(
         With optax, θ is projected on the bounds after each update. "lbfgs" is `LBFGSB()`, SciPy's
         L-BFGS-B, whose line search counts as one step.
     steps : int
-        Outer steps, at most.
+        Outer steps, at most. With 0, theta0 is evaluated, and that is all.
     rtol : "adaptive" or float
         Relative accuracy of the hypergradients. "adaptive" asks for a fraction of the (projected)
         gradient: 0.1 with optax, 0.01 with L-BFGS-B. In absolute terms it tightens as the gradient
@@ -102,7 +102,7 @@ def minimize(
     ----------
     Pedregosa (2016), arXiv:1602.02355, for accuracies that follow the outer step."""
     accuracy = _accuracy(rtol)
-    check_arguments(problem, method, steps, 0.0 if accuracy is None else accuracy)
+    check_arguments(problem, method, steps or 1, 0.0 if accuracy is None else accuracy)
     x0, theta = _strong(tree.as_point(x0)), tree.as_arrays(theta0)
     theta, fixed = eqx.partition(theta, eqx.is_inexact_array)
     theta = _strong(theta)

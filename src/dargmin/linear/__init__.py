@@ -1,6 +1,7 @@
 """The adjoint linear solve: solvers that judge themselves, and the spectrum."""
 
 from dargmin.linear.auto import Auto
+from dargmin.linear.blocks import BlockDense
 from dargmin.linear.cg import CG
 from dargmin.linear.dense import Dense
 from dargmin.linear.krylov import GMRES, BiCGStab
@@ -29,6 +30,7 @@ __all__ = [
     "AbstractLinearSolver",
     "Auto",
     "BiCGStab",
+    "BlockDense",
     "Contraction",
     "Correction",
     "Dense",

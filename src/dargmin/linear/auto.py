@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from dargmin import tree
+from dargmin.linear.blocks import BlockDense
 from dargmin.linear.cg import CG
 from dargmin.linear.dense import Dense
 from dargmin.linear.krylov import GMRES
@@ -22,11 +23,15 @@ class Auto(AbstractLinearSolver):
 
     Up to `small` coordinates the matrix is formed and factored at once. Up to `medium` a Krylov
     solver goes first, with as many steps as a factorisation is worth; if the condition asks for
-    more, the matrix is formed. Beyond `medium` nothing d x d is ever formed. `pairs` are for CG."""
+    more, the matrix is formed. Beyond `medium` nothing d x d is ever formed. `pairs` are for CG.
+
+    `blocks` says that a symmetric system is that many systems, stacked along the first axis of
+    every leaf of x: d is then the size of one, and each has a factor of its own."""
 
     small: int = 64
     medium: int = 2048
     pairs: Pairs | None = None
+    blocks: int | None = None
 
     def solve(
         self,
@@ -38,7 +43,9 @@ class Auto(AbstractLinearSolver):
         preconditioner: LinearMap | None,
         rtol: float | Float[Array, ""],
     ) -> tuple[Point, LinearInfo]:
-        d = tree.size(b)
+        blocks = self.blocks if symmetric else None
+        d = tree.size(b) // (blocks or 1)
+        direct = Dense() if blocks is None else BlockDense(blocks)
 
         def solve(solver: AbstractLinearSolver) -> tuple[Point, LinearInfo]:
             return solver.solve(
@@ -51,14 +58,14 @@ class Auto(AbstractLinearSolver):
             )
 
         if d <= self.small:
-            return solve(Dense())
+            return solve(direct)
         if d > self.medium:
             return solve(CG(pairs=self.pairs) if symmetric else GMRES())
         first = CG(max(d // 4, 64), self.pairs) if symmetric else GMRES(max_restarts=4)
         x, info = solve(first)
 
         def factor() -> tuple[Point, LinearInfo]:
-            y, dense = solve(Dense())
+            y, dense = solve(direct)
             return y, _after(dense, info)
 
         return jax.lax.cond(in_every_lane(is_ok(info.status)), lambda: (x, info), factor)

@@ -85,7 +85,7 @@ def solve_matrix(
         return x, condition, no, jnp.zeros((), kind)
 
     def by_pseudo_inverse() -> tuple[Any, ...]:
-        decompose = _spectral if symmetric else _singular_values
+        decompose = spectral_solve if symmetric else _singular_values
         return decompose(matrix, b, singular)
 
     x, condition, indefinite, outside = jax.lax.cond(
@@ -111,7 +111,7 @@ def solve_matrix(
     )
 
 
-def _spectral(matrix: Any, b: Any, singular: Any) -> tuple[Any, Any, Any, Any]:
+def spectral_solve(matrix: Any, b: Any, singular: Any) -> tuple[Any, Any, Any, Any]:
     """K⁺ b by K = V Λ Vᵀ: (x, condition on the range, indefinite?, part of b outside the range)."""
     values, vectors = jnp.linalg.eigh(matrix)
     threshold = singular * jnp.max(jnp.abs(values))
