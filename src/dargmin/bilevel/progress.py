@@ -1,5 +1,6 @@
 """One line on the terminal, for runs that take longer than a moment."""
 
+import functools
 import importlib.util
 import sys
 import time
@@ -7,6 +8,14 @@ from typing import Any
 
 PATIENCE = 1.5
 """Seconds before anything is shown."""
+
+
+@functools.cache
+def console() -> Any:
+    """The console of all progress: lines that share one are drawn below each other."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 class Display:
@@ -30,9 +39,7 @@ class Display:
             f"cost {self.cost:.0f}"
         )
         if self.line is None:
-            from rich.console import Console
-
-            self.line = Console(stderr=True).status(text)
+            self.line = console().status(text)
             self.line.start()
         self.line.update(text)
 

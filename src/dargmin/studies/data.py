@@ -13,7 +13,16 @@ from sklearn import datasets
 
 from dargmin.studies.files import DataError, read_table
 
-__all__ = ["BUILT_IN", "DataError", "DataSet", "class_indices", "load", "regression_target"]
+__all__ = [
+    "BUILT_IN",
+    "DataError",
+    "DataSet",
+    "class_indices",
+    "load",
+    "read_source",
+    "regression_target",
+    "without_saved_index",
+]
 
 BUILT_IN = ("breast_cancer", "diabetes", "digits", "wine")
 """The data sets that come with scikit-learn; no network is used."""
@@ -63,14 +72,25 @@ def load(source: str, target: str | None = None, *, drop_constant: bool = False)
     ------
     DataError
         If the data cannot be used; the message says why, and what to do."""
+    name, table, target, notes = read_source(source, target)
+    return _standardise(name, table, target, notes, drop_constant or source in BUILT_IN)
+
+
+def read_source(source: str, target: str | None = None) -> tuple[str, pd.DataFrame, str, list[str]]:
+    """Read a built-in data set or a file as it is: (name, table, target column, notes).
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or has no such column."""
     if source in BUILT_IN:
-        table, own_target = _read_built_in(source), "target"
-        name, drop_constant = source, True
+        table, own_target, name = _read_built_in(source), "target", source
     else:
         path = _existing_path(source)
         table, own_target = read_table(path)
         name = path.stem
-    return _standardise(name, table, target or own_target, drop_constant)
+    table, notes = without_saved_index(table)
+    return name, table, _check_target(name, table, target or own_target), notes
 
 
 def regression_target(data: DataSet) -> tuple[Float[np.ndarray, "n k"], str]:
@@ -158,9 +178,9 @@ def _existing_path(source: str) -> Path:
     )
 
 
-def _standardise(name: str, table: pd.DataFrame, target: str | None, drop: bool) -> DataSet:
-    table, notes = _without_saved_index(table)
-    target = _check_target(name, table, target)
+def _standardise(
+    name: str, table: pd.DataFrame, target: str, notes: list[str], drop: bool
+) -> DataSet:
     if len(table) < 2:
         raise DataError(
             f"'{name}' has {len(table)} row{'' if len(table) == 1 else 's'} of data: "
@@ -192,7 +212,8 @@ def _standardise(name: str, table: pd.DataFrame, target: str | None, drop: bool)
     )
 
 
-def _without_saved_index(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def without_saved_index(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The table without the column that pandas writes for the row numbers, and a note."""
     if "Unnamed: 0" not in table.columns:
         return table, []
     return table.drop(columns="Unnamed: 0"), ["Dropped the first column, which has no name."]

@@ -4,11 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dargmin.bilevel.progress import console as shared_console
 from dargmin.studies.results import CurseStudy, MethodRun, ModeError
 from dargmin.studies.verdict import NEGLIGIBLE, count, number, verdict
 
@@ -28,7 +29,7 @@ def report(study: CurseStudy) -> RenderableType:
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, float], None]]:
     """Show a bar on the terminal, if there is one; yields `advance(what comes next, share)`."""
-    console = Console(stderr=True)
+    console = shared_console()
     columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"))
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
