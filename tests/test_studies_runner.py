@@ -123,10 +123,11 @@ def start(directory, seconds=0.5):
     """`run_tasks` with its own cluster, in a process group of its own."""
     program = (
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
+        "from pathlib import Path\n"
         "import toy_studies as toy\n"
         "from dargmin.studies.runner import Interrupted, Store, run_tasks\n"
         "if __name__ == '__main__':\n"
-        f"    store, study = Store({str(directory)!r}), toy.waiting({seconds})\n"
+        f"    store, study = Store(Path({str(directory)!r})), toy.waiting({seconds})\n"
         "    try:\n"
         "        run_tasks(store.missing(study, False), store, jobs=2)\n"
         "    except Interrupted as interrupt:\n"
@@ -141,10 +142,10 @@ def start(directory, seconds=0.5):
     )  # fmt: skip
 
 
-def wait_for_results(study, store, n):
+def wait_for_results(process, study, store, n):
     deadline = time.monotonic() + 90
     while 40 - len(store.missing(study, False)) < n:
-        assert time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -166,7 +167,7 @@ def in_group(group):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
 def test_a_killed_parent_loses_nothing_that_was_finished_and_leaves_no_process(store, tmp_path):
     process, study = start(tmp_path), toy.waiting(0.5)
-    wait_for_results(study, store, 3)
+    wait_for_results(process, study, store, 3)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 30
@@ -185,7 +186,7 @@ def test_a_killed_parent_loses_nothing_that_was_finished_and_leaves_no_process(s
 @pytest.mark.slow
 def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(store, tmp_path):
     process, study = start(tmp_path), toy.waiting(0.5)
-    wait_for_results(study, store, 2)
+    wait_for_results(process, study, store, 2)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
     _, errors = process.communicate(timeout=60)
     done = 40 - len(store.missing(study, False))

@@ -9,7 +9,10 @@ from typing import Annotated
 
 from dargmin import __version__
 
-EXTRA = {"matplotlib", "pandas", "pyarrow", "rich", "scipy", "sklearn", "typer"}
+EXTRA = {
+    "altair", "dask", "distributed", "matplotlib", "pandas", "pyarrow", "rich", "scipy", "sklearn",
+    "statsmodels", "typer", "vl_convert",
+}  # fmt: skip
 """What dargmin[studies] brings."""
 
 
@@ -137,6 +140,80 @@ def curse(
         raise typer.Exit(2) from None
     Console().print(report(study), "")
     for file in files:  # one a line, whole, to be copied
+        typer.echo(file)
+
+
+study_app = typer.Typer(
+    help="Studies of the curse: claims, the numbers that decide them, verdicts.",
+    no_args_is_help=True,
+)
+app.add_typer(study_app, name="study")
+OUT = Annotated[Path, typer.Option(help="Directory of the results.")]
+QUICK = Annotated[bool, typer.Option("--quick", help="Small settings: seconds, not minutes.")]
+
+
+@study_app.command("list")
+def list_studies(out: OUT = Path("dargmin-out"), quick: QUICK = False) -> None:
+    """Name the studies, and say how much of each is done."""
+    from dargmin.studies import commands
+
+    commands.list_studies(out, quick)
+
+
+@study_app.command("run")
+def run_studies(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Run every study.")] = False,
+    quick: QUICK = False,
+    out: OUT = Path("dargmin-out"),
+    jobs: Annotated[
+        int | None, typer.Option(help="Worker processes; 0: none. (default: one for each core)")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a dask scheduler, to use its workers instead.")
+    ] = None,
+) -> None:
+    """Run what is missing of studies, on dask workers; what is done is kept, whatever happens."""
+    from dargmin.studies import commands
+    from dargmin.studies.errors import DataError
+
+    try:
+        if bool(names) == every:
+            raise DataError("Name the studies to run, or say --all: see `dargmin study list`.")
+        _make_writable(out)
+        code = commands.run_studies(names or [], out, quick=quick, jobs=jobs, scheduler=scheduler)
+    except DataError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(code)
+
+
+@study_app.command("show")
+def show_study(name: str, out: OUT = Path("dargmin-out"), quick: QUICK = False) -> None:
+    """Print a study's claim, its verdict, and the first rows of its table."""
+    from dargmin.studies import commands
+    from dargmin.studies.errors import DataError
+
+    try:
+        commands.show_study(name, out, quick)
+    except DataError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def report(out: OUT = Path("dargmin-out"), quick: QUICK = False) -> None:
+    """Write the page, the figures and the tables of the studies that have been run."""
+    from dargmin.studies import commands
+    from dargmin.studies.errors import DataError
+
+    try:
+        _make_writable(out)
+        files = commands.make_report(out, quick)
+    except DataError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    for file in files:
         typer.echo(file)
 
 

@@ -30,6 +30,9 @@ ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+IGNORE_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+"""Ctrl-C reaches every process of a terminal, but stopping the workers is up to their parent."""
+
 Advance = Callable[[Task, int], None]
 
 
@@ -175,8 +178,9 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
                 yield client
             return
         cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
-            host="127.0.0.1", silence_logs=logging.CRITICAL, local_directory=scratch,
+            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+            dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
+            local_directory=scratch, preload=IGNORE_INTERRUPTS,
         )  # fmt: skip
         with cluster, Client(cluster) as client:
             yield client
