@@ -143,6 +143,86 @@ def curse(
         typer.echo(file)
 
 
+@app.command()
+def tune(
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="A CSV, Parquet or libsvm file; or breast_cancer, diabetes, digits, wine."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="ridge, logistic or elastic-net.")],
+    target: Annotated[
+        str | None, typer.Option(help="Column to predict; required for CSV and Parquet files.")
+    ] = None,
+    penalty: Annotated[
+        str, typer.Option(help="scalar: one for all; feature: one for each; group: see --groups.")
+    ] = "scalar",
+    groups: Annotated[
+        str,
+        typer.Option(
+            help="auto: the features that come from one column are a group; or a CSV file with the "
+            "columns feature and group."
+        ),
+    ] = "auto",
+    test_size: Annotated[
+        float, typer.Option(help="Share of the rows held out to compare on; 0 for none.")
+    ] = 0.25,
+    cv: Annotated[int, typer.Option(help="Number of folds.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the split and the folds.")] = 0,
+    max_iter: Annotated[int, typer.Option(help="Outer steps of each stage, at most.")] = 100,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out that was interrupted.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the results. (default: dargmin-out/tune-TABLE-MODEL)"),
+    ] = None,
+) -> None:
+    """Learn the penalties of a linear model from a table, and compare on rows held out.
+
+    Fills in and encodes the columns, learns one penalty or many by hypergradient of the
+    cross-validated loss, and leaves in --out the fitted pipeline (model.joblib: load it only if
+    you trust where it comes from, as any pickle), coefficients and penalties, the history,
+    figures, and summary.html. Ctrl-C leaves the best so far; --resume goes on from there."""
+    from dargmin.studies.errors import DataError
+    from dargmin.studies.tune import commands
+    from dargmin.studies.tune.options import Options
+
+    try:
+        options = Options(model, penalty, groups, test_size, cv, seed, max_iter)
+        out = out or Path("dargmin-out") / f"tune-{Path(table).stem}-{model}"
+        _make_writable(out)
+        code = commands.tune(table, target, options, out, resume=resume)
+    except DataError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(code)
+
+
+@app.command()
+def predict(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of dargmin tune.")],
+    table: Annotated[Path, typer.Argument(metavar="NEW", help="A CSV, Parquet or libsvm file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file to write. (default: NEW-predictions.csv)")
+    ] = None,
+) -> None:
+    """Predict with a model that `dargmin tune` left in DIR; says how good, if the target is there.
+
+    DIR/model.joblib is a pickle, which can run code when it is loaded: trust where it comes from.
+    """
+    from dargmin.studies.errors import DataError
+    from dargmin.studies.tune import commands
+
+    try:
+        file = commands.predict(directory, table, out or Path(f"{table.stem}-predictions.csv"))
+    except DataError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(file)
+
+
 study_app = typer.Typer(
     help="Studies of the curse: claims, the numbers that decide them, verdicts.",
     no_args_is_help=True,

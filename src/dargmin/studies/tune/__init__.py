@@ -1,0 +1,1 @@
+"""Tune the penalties of a linear model on a table: `dargmin tune` and `dargmin predict`."""
