@@ -83,18 +83,18 @@ def _penalties(found: Found) -> Figure:
     """Every penalty after every step; where there are few, with the names of their features."""
     figure, ax = _figure(4.2)
     path, shared = found.path, found.shared
-    names = list(dict.fromkeys(found.groups))
+    names = found.penalties
     if len(path):
         ax.plot(np.arange(shared), path[:shared, 0], "o-", color=SHARED, ms=4, lw=2)
     if len(path) > shared:
         steps = np.arange(shared - 1, len(path) - 1)
-        order = np.unique(np.asarray(found.groups), return_index=True)[0]
-        off = _off_of_groups(found, order)
+        groups = np.asarray(found.groups)
+        off = [found.off[groups == name].all() for name in names]
         for j in np.argsort(path[-1]):
             color, style = (mpl.rcParams["axes.edgecolor"], ":") if off[j] else (SEPARATE, "-")
             ax.plot(steps, path[shared:, j], style, color=color, lw=1.3, alpha=0.9)
         if len(names) <= SHOWN:
-            _name_lines(ax, steps[-1], path[-1], [str(n) for n in order])
+            _name_lines(ax, steps[-1], path[-1], names)
     ax.set(yscale="log", xlabel="outer step", ylabel="penalty α")
     low, high = ax.get_ylim()
     middle = np.sqrt(low * high)  # a decade at least: less is no change to speak of
@@ -103,11 +103,6 @@ def _penalties(found: Found) -> Figure:
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
-
-
-def _off_of_groups(found: Found, labels: np.ndarray) -> np.ndarray:
-    groups = np.asarray(found.groups)
-    return np.asarray([found.off[groups == label].all() for label in labels])
 
 
 def _name_lines(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:

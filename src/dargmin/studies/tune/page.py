@@ -172,7 +172,10 @@ def _captions(found: Found) -> list[tuple[str, str, str]]:
             f"Cross-validated {found.loss} after each outer step, and below it the gradient in the "
             f"log penalties with its certified error as a bar.{guard}",
         ),
-        ("penalties", "Path of the penalties", "Each penalty after each outer step; dotted: switched off."),
+        (
+            "penalties", "Path of the penalties",
+            "Each penalty after each outer step; dotted: switched off.",
+        ),
         (
             "features", "Features",
             f"The {min(24, len(found.features))} largest coefficients of {len(found.features)}; "

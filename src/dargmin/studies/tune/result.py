@@ -33,6 +33,12 @@ class Found:
     about: dict[str, Any]
 
     @property
+    def penalties(self) -> list[str]:
+        """The names of the p penalties: features, or groups in the order of the estimators."""
+        by_feature = self.about["arguments"]["penalty"] == "feature"
+        return self.features if by_feature else sorted(set(self.groups))
+
+    @property
     def classifies(self) -> bool:
         return self.about["arguments"]["model"] == "logistic"
 

@@ -119,6 +119,9 @@ class _Job:
             checkpoint=self.folder.checkpoints, verbose=self.watch,
         )  # fmt: skip
         self.advance("compiling", 0.05)
+        # The guard has to see all steps of a fold's run, and a checkpoint gives back only the last.
+        for file in self.folder.checkpoints.glob("guard-*-separate.npz"):
+            file.unlink()
         before, begin = self.folder.read().get("fit_seconds", 0.0), time.perf_counter()
         interrupted, notes = False, []
         try:
@@ -193,7 +196,8 @@ class _Job:
         # not yet there, or the only one
         widest = max(stage.shape[2] for stage in stages)
         sums = [weight * np.exp(s).sum(axis=1).reshape(len(s), widest) for s in stages]
-        return np.concatenate(sums), len(sums[0])
+        # the estimators leave room for more
+        return np.concatenate(sums)[:, : len(set(self._own_groups()))], len(sums[0])
 
 
 def _about(source: str, split: Split, words: list[str], options: Options) -> dict[str, Any]:
