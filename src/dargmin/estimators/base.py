@@ -179,11 +179,20 @@ def _require_weight(folds: Folds, weight: np.ndarray) -> None:
         )
 
 
+FLAT = 1e-3
+"""A validation loss that changes by less than that, relatively, for a penalty e times as large."""
+
+
 def _certificate(tuned: Tuned) -> PenaltyCertificate:
-    kink = bool(tuned.status == Status.weakly_active)
+    is_one_of = lambda *statuses: any(bool(tuned.status == status) for status in statuses)
     settled = tuned.coefficient_error <= 1e-6
-    ok = (bool(tuned.status == Status.ok) or kink) and settled
-    message = "ok" if ok and not kink else describe(tuned.status)
+    # Where nothing can be gained any more, no direction of descent can be certified either.
+    flat = tuned.gradient_norm <= FLAT * abs(tuned.value)
+    ok = settled and (
+        is_one_of(Status.ok, Status.weakly_active)
+        or (flat and is_one_of(Status.accuracy_not_reached))
+    )
+    message = "ok" if ok else describe(tuned.status)
     if not settled:
         message = f"The fit has not settled: the last correction was {tuned.coefficient_error:.0e}."
     return PenaltyCertificate(
@@ -193,10 +202,11 @@ def _certificate(tuned: Tuned) -> PenaltyCertificate:
 
 def checked(estimator: Any, X: Any, y: Any, *, multi_output: bool, numeric: bool) -> tuple:
     """X as float64, dense or CSR, and y, by scikit-learn's rules."""
-    return validate_data(
+    found: Any = validate_data(
         estimator, X, y, accept_sparse="csr", dtype=np.float64, multi_output=multi_output,
         y_numeric=numeric,
     )  # fmt: skip
+    return found
 
 
 def checked_validation(estimator: Any, validation: Any, X: Any) -> tuple[Any, np.ndarray] | None:
@@ -207,7 +217,10 @@ def checked_validation(estimator: Any, validation: Any, X: Any) -> tuple[Any, np
         X_valid, y_valid = validation
     except (TypeError, ValueError):
         raise ValueError("validation must be a pair (X_valid, y_valid).") from None
-    X_valid = validate_data(estimator, X_valid, accept_sparse="csr", dtype=np.float64, reset=False)
+    checked_X: Any = validate_data(
+        estimator, X_valid, accept_sparse="csr", dtype=np.float64, reset=False
+    )
+    X_valid = checked_X
     if sp.issparse(X_valid) != sp.issparse(X):
         raise ValueError("X and the X of the validation set must both be sparse, or both dense.")
     y_valid = np.asarray(y_valid)
@@ -220,4 +233,5 @@ def checked_validation(estimator: Any, validation: Any, X: Any) -> tuple[Any, np
 
 def splits_of(cv: Any, X: Any, y: Any, *, classifier: bool) -> list:
     """The (train, test) indices of `cv`: an int, a splitter, an iterable, or None for 5 folds."""
-    return list(check_cv(cv, y, classifier=classifier).split(X, y))
+    splitter: Any = check_cv(cv, y, classifier=classifier)
+    return list(splitter.split(X, y))

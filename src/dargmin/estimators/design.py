@@ -69,8 +69,7 @@ class Design:
     def losses(self, folds: Folds) -> tuple[Any, Any, float]:
         """The losses on the rows that train and that validate, and what to multiply the latter by
         to get the mean loss in the units of the target."""
-        rows, d = self.X.shape
-        m = self.Y.shape[1]
+        (rows, d), m = self.X.shape, self.Y.shape[1]
         factor = 2 * self.unit**2 / m if self.kind == "squared" else 1.0
         small = 8 * (folds.train.shape[1] + 2 * len(folds.train)) * d**2 <= MOST_MOMENTS
         if self.kind == "squared" and d <= 2 * rows and small:
@@ -86,11 +85,11 @@ class Design:
         coef = x[:d] * self.unit / self.scale[:, None]
         if not self.intercept:
             return coef, np.zeros(x.shape[1])
-        if len(x) > d:
-            at_center = x[d]
+        if len(x) > padded(d):
+            at_center = x[-1]
         else:
             share = weight / weight.sum()
-            at_center = share @ self.Y - np.asarray(share @ self.X).ravel() @ x
+            at_center = share @ self.Y - np.asarray(share @ self.X).ravel() @ x[:d]
         return coef, at_center * self.unit - self.center @ coef
 
     def gradient_at_zero(self) -> Float[np.ndarray, "d m"]:
@@ -120,9 +119,10 @@ class Design:
     def _sums_by_cell(self, folds: Folds) -> list[np.ndarray]:
         """Σ s, Σ s x, Σ s y, Σ s x xᵀ, Σ s x yᵀ, Σ s ‖y‖² over the rows of each cell."""
         sums: list[list[Any]] = [[] for _ in range(6)]
+        table = _wider(self.X, padded(self.X.shape[1]))
         for cell in range(folds.train.shape[1]):
             rows = np.flatnonzero(folds.cell == cell)
-            X, Y, s = self.X[rows], self.Y[rows], self.weight[rows]
+            X, Y, s = table[rows], self.Y[rows], self.weight[rows]
             weighted = sp.diags_array(s) @ X if sp.issparse(X) else s[:, None] * X
             second = weighted.T @ X
             found = (
@@ -138,13 +138,11 @@ class Design:
         train, valid = folds.weights(self.weight)
         train = train / train.sum(axis=1, keepdims=True)
         valid = valid / valid.sum()
-        X, Y = self.X, self.Y
+        X, Y = _wider(self.X, padded(self.X.shape[1])), self.Y
         if self.intercept:
             one = np.ones((X.shape[0], 1))
             X = sp.hstack([X, one], format="csr") if sp.issparse(X) else np.hstack([X, one])
-        # Folds of nearly the same size share a compiled program.
-        rows = X.shape[0]
-        padding = _rounded(rows) - rows
+        padding = padded(len(Y)) - len(Y)
         Y = jnp.asarray(np.pad(Y, ((0, padding), (0, 0))))
         pad = lambda w: jnp.asarray(np.pad(w, ((0, 0), (0, padding))))
         X, squares = _on_device(X, padding)
@@ -177,7 +175,7 @@ def _on_device(X: Any, padding: int) -> tuple[Any, Any]:
         X = jnp.asarray(np.pad(X, ((0, padding), (0, 0))))
         return X, jnp.square(X)
     coo = X.tocoo()
-    more = _rounded(coo.nnz) - coo.nnz
+    more = padded(coo.nnz) - coo.nnz
     data = np.pad(coo.data, (0, more))
     indices = np.pad(np.stack([coo.row, coo.col], axis=1), ((0, more), (0, 0)))
     shape = (X.shape[0] + padding, X.shape[1])
@@ -185,7 +183,16 @@ def _on_device(X: Any, padding: int) -> tuple[Any, Any]:
     return build(data), build(data**2)
 
 
-def _rounded(count: int) -> int:
-    """The next of 8, 9, ..., 16, 18, 20, ..., 32, 36, ...: at most an eighth more."""
-    unit = 2 ** max(0, count.bit_length() - 4)
+def _wider(X: Any, columns: int) -> Any:
+    """X with columns of zeros added on the right; their coefficients are zero."""
+    more = columns - X.shape[1]
+    if not sp.issparse(X):
+        return np.pad(X, ((0, 0), (0, more)))
+    return sp.csr_array((X.data, X.indices, X.indptr), shape=(X.shape[0], columns))
+
+
+def padded(count: int) -> int:
+    """The next multiple of 8, and of an eighth of the count: tables of nearly the same size share
+    a compiled program."""
+    unit = max(8, 2 ** max(0, count.bit_length() - 4))
     return -(-count // unit) * unit

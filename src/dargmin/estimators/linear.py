@@ -266,13 +266,14 @@ class TunedLogisticRegression(ClassifierMixin, AbstractTuned):
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y holds only one class, {self.classes_[0]!r}: there is nothing to tell apart."
+                f"y holds only one class, {str(self.classes_[0])!r}: there is nothing to tell apart."
             )
         validation = checked_validation(self, validation, X)
         if validation is not None:
             unknown = np.setdiff1d(validation[1], self.classes_)
             if len(unknown):
-                raise ValueError(f"The validation set has a class that y has not: {unknown[0]!r}.")
+                name = str(unknown[0])
+                raise ValueError(f"The validation set has a class that y has not: {name!r}.")
             known = np.searchsorted(self.classes_, validation[1])
             validation = validation[0], self._indicators(known)
 
@@ -319,7 +320,7 @@ class TunedLogisticRegression(ClassifierMixin, AbstractTuned):
             if np.any(counts == 0):
                 absent = self.classes_[int(np.argmin(counts))]
                 raise ValueError(
-                    f"No row of class {absent!r} with a positive weight trains in some fold: give "
+                    f"No row of class {str(absent)!r} with a positive weight trains in some fold: give "
                     "more rows of it, or other folds with cv=."
                 )
 
@@ -346,7 +347,7 @@ def _columns(y: np.ndarray) -> np.ndarray:
     return y[:, None] if y.ndim == 1 else y
 
 
-def _plain(value: np.ndarray) -> Any:
+def _plain(value: Any) -> Any:
     return float(value) if np.ndim(value) == 0 else value
 
 

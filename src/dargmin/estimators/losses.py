@@ -34,7 +34,8 @@ class MomentLoss(eqx.Module):
 class RowLoss(eqx.Module):
     """Σ_k Σ_i s_ki ℓ(x_iᵀx_k, y_i): the loss by a product with the data, dense or sparse.
 
-    ℓ is ½‖z - y‖² (squared), log(1 + eᶻ) - y z (logistic) or log Σ_c exp z_c - ⟨y, z⟩ (softmax).
+    ℓ is ½‖z - y‖² (squared), log(1 + eᶻ) - y z (logistic) or log Σ_c exp z_c - ⟨y, z⟩ (softmax),
+    with y in {0, 1}.
     Adding a constant to all intercepts of a softmax changes no prediction: `tied` adds
     ½ Σ_k (Σ_c x_kc)² over the last coordinate, which is zero at the minimum and makes it unique."""
 
@@ -67,11 +68,23 @@ class RowLoss(eqx.Module):
         return z.reshape(-1, slots, m)
 
 
-_LOSSES = {
-    "squared": lambda z, y: 0.5 * jnp.sum(jnp.square(z - y), axis=-1),
-    "logistic": lambda z, y: jnp.sum(jax.nn.softplus(z) - y * z, axis=-1),
-    "softmax": lambda z, y: jax.nn.logsumexp(z, axis=-1) - jnp.sum(y * z, axis=-1),
-}
+def _squared(z: Float[Array, "n B m"], y: Float[Array, "n 1 m"]) -> Float[Array, "n B"]:
+    return 0.5 * jnp.sum(jnp.square(z - y), axis=-1)
+
+
+def _logistic(z: Float[Array, "n B 1"], y: Float[Array, "n 1 1"]) -> Float[Array, "n B"]:
+    # Not log(1 + eᶻ) - y z, whose derivative p - y cancels where the fit is good.
+    return jax.nn.softplus((1 - 2 * y) * z)[..., 0]
+
+
+def _softmax(z: Float[Array, "n B m"], y: Float[Array, "n 1 m"]) -> Float[Array, "n B"]:
+    """log(1 + Σ exp(z_c - z_y)) over the other classes: its derivative does not cancel either."""
+    own = jnp.sum(y * z, axis=-1, keepdims=True)
+    others = jnp.where(y > 0, -jnp.inf, z - own)
+    return jax.nn.softplus(jax.nn.logsumexp(others, axis=-1))
+
+
+_LOSSES = {"squared": _squared, "logistic": _logistic, "softmax": _softmax}
 
 
 def _logistic_curvature(z: Float[Array, "n B m"]) -> Float[Array, "n B m"]:
@@ -154,7 +167,7 @@ class Weight(eqx.Module):
 
 
 class Validation(eqx.Module):
-    """The mean loss on the rows that validate, + ½ τ mean (θ - θ₀)².
+    """The mean loss on the rows that validate, + ½ τ ‖θ - θ₀‖².
 
     The loss is that of sklearn.metrics: the mean squared error, or the log loss in nats."""
 
@@ -164,5 +177,5 @@ class Validation(eqx.Module):
     center: Float[Array, "r p"]  # θ₀
 
     def __call__(self, x: Float[Array, "B d m"], theta: Float[Array, "r p"]) -> Float[Array, ""]:
-        away = jnp.mean(jnp.square(theta - self.center))
+        away = jnp.sum(jnp.square(theta - self.center))
         return self.factor * self.loss(x) + 0.5 * self.strength * away

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dargmin.estimators.design import Design
+from dargmin.estimators.design import Design, padded
 from dargmin.estimators.folds import Folds
 from dargmin.estimators.losses import Penalty, Ridged, RowLoss, Smooth, Validation, Weight
 from dargmin.problems import AbstractProblem, Composite, Objective
@@ -40,7 +40,7 @@ def pose(
     center: Float[np.ndarray, "r p"],
     pull: float = 0.0,
 ) -> Posed:
-    """The bilevel problem of these folds, with ½ `pull` mean (θ - center)² added to φ."""
+    """The bilevel problem of these folds, with ½ `pull` Σ (θ - center)² added to φ."""
     train, valid, factor = design.losses(folds)
     penalty = _penalty(design, train, groups, ratio)
     slots, m = len(folds.train), design.Y.shape[1]
@@ -57,14 +57,14 @@ def pose(
 
 
 def _penalty(design: Design, loss: Any, groups: Any, ratio: float | None) -> Penalty:
+    columns = padded(len(groups))
     # Rows come with their intercept as a last coordinate, moments are centred.
-    more = int(isinstance(loss, RowLoss) and design.intercept)
-    pad = lambda v, value: jnp.asarray(np.pad(v, (0, more), constant_values=value))
-    # The squared loss is that of y / unit, where |x| counts 1 / unit as much.
+    last = int(isinstance(loss, RowLoss) and design.intercept)
+    pad = lambda v: jnp.asarray(np.pad(v, (0, columns + last - len(v)), mode="edge"))
     return Penalty(
-        group=pad(groups, 0),
-        scale=pad(design.scale, 1.0),
+        group=pad(groups),
+        scale=pad(design.scale),
         unit=jnp.asarray(design.unit),
-        penalised=pad(np.ones(len(groups)), 0.0),
+        penalised=jnp.asarray(np.r_[np.ones(columns), np.zeros(last)]),
         ratio=jnp.asarray(0.0 if ratio is None else ratio),
     )

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from dargmin import bilevel
 from dargmin.bilevel.history import COLUMNS
-from dargmin.estimators.design import Design
+from dargmin.estimators.design import Design, padded
 from dargmin.estimators.folds import Folds
 from dargmin.estimators.posing import Posed, pose
 from dargmin.linear import Auto
@@ -72,7 +72,13 @@ class Request:
 
     @property
     def count(self) -> int:
+        """How many penalties there are."""
         return int(self.groups.max(initial=0)) + 1
+
+    @property
+    def room(self) -> int:
+        """Columns of θ; those beyond `count` change nothing."""
+        return 1 if self.count == 1 else padded(self.count)
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class Tuner:
                 theta[1] = self._shared(self.lower[1:], np.median)[0] + np.log(1e4)
             found = self._minimize("", self.folds, theta, x, shared=True, steps=0)
             x = found.x
-            if best is None or found.value < best.value:
+            if best is None or not found.value >= best.value:
                 best = found
         assert best is not None
         return best
@@ -169,7 +175,7 @@ class Tuner:
         shared = name.endswith("scalar")
         theta = np.asarray(start.theta)
         steps = self.request.steps if steps is None else steps
-        pull = 0.0 if shared else self.request.pull * float(start.value)
+        pull = 0.0 if shared else self.request.pull * float(start.value) / self.request.count
         try:
             found = self._minimize(
                 name, folds, theta, start.x, shared=shared, steps=steps, pull=pull, judge=judge
@@ -217,7 +223,7 @@ class Tuner:
             self.design, folds, groups, self.request.ratio, center=np.asarray(theta), pull=pull
         )
 
-    def _finish(self, losses: tuple[float, float] | None) -> Tuned:
+    def _finish(self, losses: Float[np.ndarray, " steps"] | None) -> Tuned:
         """The fit at the best penalties, as exact as it gets."""
         assert self.best is not None
         stage, found = self.best
@@ -237,8 +243,8 @@ class Tuner:
             x=np.asarray(x[-1]),
             value=float(exact.value),
             status=found.status,
-            error=float(exact.history["error"][-1]),
-            gradient_norm=float(found.history["gradient_norm"][-1]),
+            error=_last(exact.history["error"]),
+            gradient_norm=_last(found.history["gradient_norm"]),
             coefficient_error=change,
             guard_losses=losses,
             stage=stage,
@@ -259,14 +265,14 @@ class Tuner:
         return chosen[0][None], chosen[1][None]
 
     def _extremes(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        lower = np.full(self.request.count, np.inf)
-        upper = np.full(self.request.count, -np.inf)
+        lower, upper = np.full(self.request.room, np.inf), np.full(self.request.room, -np.inf)
         np.minimum.at(lower, self.request.groups, np.log(low))
         np.maximum.at(upper, self.request.groups, np.log(high))
-        return lower, upper
+        idle = lower > upper
+        return np.where(idle, lower[0], lower), np.where(idle, upper[0], upper)
 
     def _shared(self, bound: Float[np.ndarray, "r p"], extreme: Callable) -> np.ndarray:
-        return np.repeat(extreme(bound, axis=1, keepdims=True), self.request.count, axis=1)
+        return np.repeat(extreme(bound, axis=1, keepdims=True), bound.shape[1], axis=1)
 
     def _callback(self, name: str, judge: Callable | None) -> Callable | None:
         report = self.report if name else None
@@ -303,6 +309,11 @@ class _Judge:
 @eqx.filter_jit
 def _loss(loss: Any, x: Any) -> Any:
     return loss(x)
+
+
+def _last(column: Float[np.ndarray, " rows"]) -> float:
+    """Of a history, which is empty where the first evaluation failed."""
+    return float(column[-1]) if len(column) else np.nan
 
 
 def _as_columns(parts: list[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
