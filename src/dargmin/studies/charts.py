@@ -14,6 +14,10 @@ PALETTE = [
 ]  # fmt: skip
 DRAG = "[mousedown, window:mouseup] > window:mousemove!"  # the mouse alone: a finger scrolls
 WHEEL = "wheel![event.shiftKey]"
+LOG_LABEL = (
+    "datum.value >= 0.01 && datum.value <= 10000 ? format(datum.value, '~g') : "
+    "format(datum.value, '.0e')"
+)
 
 
 def curves(
@@ -31,8 +35,8 @@ def curves(
     toggle = _toggle(series)
     base = _controlled(alt.Chart(frame), frame, controls or {})
     encoding: dict[str, Any] = {
-        "x": alt.X(x, type="quantitative", title=titles[0], scale=_scale(scales[0])),
-        "y": alt.Y(y, type="quantitative", title=titles[1], scale=_scale(scales[1], limits)),
+        "x": alt.X(x, type="quantitative", title=titles[0], **_axis(scales[0], frame[x])),
+        "y": alt.Y(y, type="quantitative", title=titles[1], **_axis(scales[1], frame[y], limits)),
         "color": _colour(frame, series),
         "opacity": alt.condition(toggle, alt.value(1.0), alt.value(0.08)),
         "tooltip": _tooltip(frame, [series, dash, x, y]),
@@ -65,8 +69,8 @@ def points(
     toggle = _toggle(series)
     base = _controlled(alt.Chart(frame), frame, controls or {})
     encoding: dict[str, Any] = {
-        "x": alt.X(x, type="quantitative", title=titles[0], scale=_scale(scales[0])),
-        "y": alt.Y(y, type="quantitative", title=titles[1], scale=_scale(scales[1])),
+        "x": alt.X(x, type="quantitative", title=titles[0], **_axis(scales[0], frame[x])),
+        "y": alt.Y(y, type="quantitative", title=titles[1], **_axis(scales[1], frame[y])),
         "color": _colour(frame, series),
         "opacity": alt.condition(toggle, alt.value(0.8), alt.value(0.06)),
         "tooltip": _tooltip(frame, [series, shape, *more, x, y]),
@@ -100,7 +104,7 @@ def heat_map(
         y=alt.Y(y, type="ordinal", title=titles[1], sort="descending"),
         color=alt.Color(
             value, type="quantitative", title=titles[2],
-            scale=alt.Scale(scheme="blueorange", domainMid=0),
+            scale=alt.Scale(scheme="viridis"),
         ),
         tooltip=_tooltip(frame, [x, y, value, *lines]),
     )  # fmt: skip
@@ -119,17 +123,15 @@ def _plottable(
     used: list[str | None],
 ) -> pd.DataFrame:  # fmt: skip
     """Without what no axis can show or no mark uses; numbers rounded, to keep the page small."""
-    frame = frame[list(dict.fromkeys(name for name in used if name))]
-    kept = np.isfinite(frame[x].astype(float)) & np.isfinite(frame[y].astype(float))
+    table: Any = frame[list(dict.fromkeys(name for name in used if name))]
+    kept = np.isfinite(table[x].astype(float)) & np.isfinite(table[y].astype(float))
     for column, scale in ((x, scales[0]), (y, scales[1])):
         if scale == "log":
-            kept &= frame[column] > 0
-    frame = frame[kept].copy()
-    for column in frame.select_dtypes("float"):
-        frame[column] = [float(f"{value:.4g}") for value in frame[column]]
-    if limits is not None:
-        frame[y] = frame[y].clip(*limits)
-    return frame
+            kept &= table[column] > 0
+    table = table[kept].copy()
+    for column in table.select_dtypes("float"):
+        table[column] = [float(f"{value:.4g}") for value in table[column]]
+    return table if limits is None else table[table[y].between(limits[0] / 1e3, limits[1] * 1e3)]
 
 
 def _controlled(chart: Any, frame: pd.DataFrame, controls: dict[str, Any]) -> Any:
@@ -170,9 +172,21 @@ def _rule(value: float) -> Any:
     return where.mark_rule(color="#8a8f98", strokeDash=[2, 3]).encode(y=alt.Y("level:Q"))
 
 
-def _scale(kind: str, limits: tuple[float, float] | None = None) -> Any:
+def _axis(
+    kind: Any, values: pd.Series, limits: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """Scale and axis; a logarithmic one that is long enough is marked at powers of ten alone."""
     domain = alt.Undefined if limits is None else list(limits)
-    return alt.Scale(type=kind, domain=domain, zero=False, nice=kind != "log")
+    if kind != "log":
+        return {"scale": alt.Scale(type=kind, domain=domain, zero=False)}
+    scale = alt.Scale(type=kind, domain=domain, nice=False)
+    ends = limits or (values.min(), values.max())
+    low, high = (int(np.floor(np.log10(end))) for end in ends)
+    if high - low < 3:
+        return {"scale": scale, "axis": alt.Axis(format="~g")}
+    every = max(round((high - low) / 8), 1)
+    marks = [10.0**k for k in range(low, high + 1) if k % every == 0]
+    return {"scale": scale, "axis": alt.Axis(values=marks, labelExpr=LOG_LABEL)}
 
 
 def _tooltip(frame: pd.DataFrame, columns: list[str | None]) -> list[Any]:

@@ -2,9 +2,13 @@
 
 from dargmin.studies.catalogue import (
     beyond_quadratics,
+    certificates,
+    honesty,
     knobs,
     late_start,
+    no_curse,
     other_maps,
+    pareto,
     sobolev,
     step_size,
     suboptimality,
@@ -19,6 +23,7 @@ __all__ = ["STUDIES"]
 _MODULES = (
     suboptimality, worst_case, step_size, sobolev, knobs, beyond_quadratics,
     turning_points, late_start, warm_start, other_maps,
+    pareto, certificates, no_curse, honesty,
 )  # fmt: skip
 
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in _MODULES}

@@ -21,7 +21,17 @@ from dargmin.studies.catalogue.common import (
 )
 from dargmin.studies.charts import curves
 from dargmin.studies.data import class_indices, regression_target
-from dargmin.studies.runner import HOLDS, LIMITS, MISSED, Figure, Parameters, Study, Table, Verdict
+from dargmin.studies.runner import (
+    HOLDS,
+    LIMITS,
+    MISSED,
+    Figure,
+    Frame,
+    Parameters,
+    Study,
+    Table,
+    Verdict,
+)
 from dargmin.theory import derivative_error
 
 PROBLEMS = (
@@ -114,7 +124,7 @@ def _hessians(
     return jax.jvp(jax.jacfwd(gradient), (x, theta), (dx, tangent))
 
 
-def verdict(frame: pd.DataFrame) -> Verdict:
+def verdict(frame: Frame) -> Verdict:
     cases = frame.groupby(["problem", "begin", "method"])[["peak", "predicted"]].first()
     cases = cases.reset_index()
     off = np.maximum(cases["peak"] / cases["predicted"], cases["predicted"] / cases["peak"])
@@ -140,14 +150,14 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     )
 
 
-def figure(frame: pd.DataFrame) -> Figure:
+def figure(frame: Frame) -> Figure:
     long = frame.melt(
         ["problem", "begin", "method", "t"], ["measured", "quadratic model"], "what", "error"
     )
     return curves(
         long, x="t", y="error", series="method", dash="what", limits=(1e-4, 1e4),
         titles=("iteration t", "derivative error, relative"),
-        controls={"problem": str(frame["problem"].iloc[0]), "begin": "zero"},
+        controls={"problem": str(frame["problem"].iloc[-1]), "begin": str(frame["begin"].iloc[-1])},
     )  # fmt: skip
 
 

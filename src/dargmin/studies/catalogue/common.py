@@ -54,7 +54,7 @@ def data_set(name: str) -> DataSet:
     """breast_cancer, diabetes, digits or wine; randhie; or synthetic: 20 features of falling scale,
     two of which make the target."""
     if name == "randhie":
-        table = randhie.load_pandas()
+        table: Any = randhie.load_pandas()
         X, y = table.exog.to_numpy(float), table.endog.to_numpy(float)
     elif name == "synthetic":
         rng = np.random.default_rng(0)

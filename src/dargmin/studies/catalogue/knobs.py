@@ -9,7 +9,17 @@ from dargmin.methods import Chebyshev, Sobolev
 from dargmin.studies.catalogue.common import steps_to
 from dargmin.studies.catalogue.sobolev import TARGETS, D, spectrum
 from dargmin.studies.charts import points
-from dargmin.studies.runner import HOLDS, LIMITS, MISSED, Figure, Parameters, Study, Table, Verdict
+from dargmin.studies.runner import (
+    HOLDS,
+    LIMITS,
+    MISSED,
+    Figure,
+    Frame,
+    Parameters,
+    Study,
+    Table,
+    Verdict,
+)
 from dargmin.theory import residual_polynomial
 
 LEVEL = 1e-3
@@ -55,7 +65,7 @@ def run(spectrum_of: str, knob: str, log10_condition: int) -> Table:
     return dict(pd.DataFrame(rows))
 
 
-def costs(frame: pd.DataFrame) -> pd.DataFrame:
+def costs(frame: Frame) -> Frame:
     """Steps to 1e-3 over those with the default value of the knob; infinite if never."""
     keys = ["spectrum_of", "knob", "method", "target"]
     usual = frame[frame["value"] == frame["knob"].map(DEFAULTS)].set_index(keys)["reached"]
@@ -65,7 +75,7 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(cost=ratio.to_numpy())
 
 
-def verdict(frame: pd.DataFrame) -> Verdict:
+def verdict(frame: Frame) -> Verdict:
     table = costs(frame)
     ours = table[table["method"] == "Sobolev"]
     by = lambda knob: ours[ours["knob"] == knob]
@@ -96,7 +106,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     return Verdict(status, sentence.rstrip(".") + ".", numbers)
 
 
-def figure(frame: pd.DataFrame) -> Figure:
+def figure(frame: Frame) -> Figure:
     table = costs(frame)
     table = table.assign(
         case=table["method"] + ", " + table["spectrum_of"] + ", " + table["target"]

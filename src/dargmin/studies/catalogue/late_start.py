@@ -16,7 +16,17 @@ from dargmin.solve import solve
 from dargmin.studies.catalogue.common import late_starts
 from dargmin.studies.catalogue.quadratic_pair import PENALTY, Tikhonov, tikhonov
 from dargmin.studies.charts import heat_map
-from dargmin.studies.runner import HOLDS, LIMITS, MISSED, Figure, Parameters, Study, Table, Verdict
+from dargmin.studies.runner import (
+    HOLDS,
+    LIMITS,
+    MISSED,
+    Figure,
+    Frame,
+    Parameters,
+    Study,
+    Table,
+    Verdict,
+)
 from dargmin.theory import optimal_start
 
 SHARES = np.linspace(0, 0.95, 20)  # of T
@@ -34,7 +44,7 @@ def run(N: int, seeds: int) -> Table:
     return dict(pd.concat([_errors(N, seed) for seed in range(seeds)]), kind="error")
 
 
-def _errors(N: int, seed: int) -> pd.DataFrame:
+def _errors(N: int, seed: int) -> Frame:
     """Horizons of a quarter to four times the time in which x gains a digit."""
     case, rows = tikhonov(N, seed), []
     digit = np.log(10) / -np.log(case.rate)
@@ -61,7 +71,7 @@ def _at(case: Tikhonov, T: int, starts: np.ndarray) -> np.ndarray:
     return np.linalg.norm(np.asarray(dxs[T]) - case.derivative, axis=1) / case.delta0
 
 
-def _cost(d: int, share: float, steps: int = 200) -> pd.DataFrame:
+def _cost(d: int, share: float, steps: int = 200) -> Frame:
     """Temporary memory and time of the reverse mode, one parameter for each coordinate."""
     instance = zoo.quadratic(np.geomspace(1e-2, 1, d), dense=False)
     start = int(share * steps)
@@ -84,7 +94,7 @@ def _cost(d: int, share: float, steps: int = 200) -> pd.DataFrame:
                          "milliseconds": 1e3 * min(spent)})  # fmt: skip
 
 
-def verdict(frame: pd.DataFrame) -> Verdict:
+def verdict(frame: Frame) -> Verdict:
     errors = frame[frame["kind"] == "error"]
     keys = ["N", "seed", "T"]
     at = lambda which: errors[which].groupby(keys)["error"].first()
@@ -112,7 +122,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     )
 
 
-def figure(frame: pd.DataFrame) -> Figure:
+def figure(frame: Frame) -> Figure:
     errors = frame[(frame["kind"] == "error") & (frame["seed"] < 4)].astype({"N": str})
     order = errors.groupby(["N", "seed"])["T"].rank(method="dense").astype(int)
     errors["horizon"] = order.map({1: "¼", 2: "½", 3: "1", 4: "2", 5: "4"})

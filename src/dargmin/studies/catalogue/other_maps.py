@@ -21,7 +21,17 @@ from dargmin.solve import solve
 from dargmin.studies.catalogue.common import data_set, late_starts, relative, times
 from dargmin.studies.charts import curves
 from dargmin.studies.data import class_indices, regression_target
-from dargmin.studies.runner import HOLDS, LIMITS, MISSED, Figure, Parameters, Study, Table, Verdict
+from dargmin.studies.runner import (
+    HOLDS,
+    LIMITS,
+    MISSED,
+    Figure,
+    Frame,
+    Parameters,
+    Study,
+    Table,
+    Verdict,
+)
 
 CASES = {
     "ridge, heavy ball": 250, "ridge, Nesterov": 300, "logistic, gradient descent": 600,
@@ -130,7 +140,7 @@ def run(case: str, begin: str, steps: int) -> Table:
     mode = LateStart(start="auto")
     automatic = int(np.asarray(_start(it, x0, theta, steps, mode)))
     near = int(np.argmin(np.abs(starts - automatic)))
-    unit = np.linalg.norm(x0 - it.solution)
+    unit = float(np.linalg.norm(x0 - it.solution))
     parts = [
         pd.DataFrame({"K": K, "t": shown[shown >= K], "error": errors[i, shown[shown >= K]]})
         for i, K in enumerate(starts)
@@ -151,7 +161,7 @@ def _start(it: Case, x0: Any, theta: Any, steps: int, mode: LateStart) -> Any:
     return solve(it.problem, it.method, x0, theta, steps=steps, mode=mode, throw=False).start
 
 
-def verdict(frame: pd.DataFrame) -> Verdict:
+def verdict(frame: Frame) -> Verdict:
     runs = frame.groupby(["case", "begin"]).first()
     burnt, calm = runs[runs["peak"] > 1.05], runs[runs["peak"] <= 1.05]
     removed = int((burnt["later_peak"] <= 1.05).sum())
@@ -163,8 +173,9 @@ def verdict(frame: pd.DataFrame) -> Verdict:
         else MISSED,
         f"{len(burnt)} of {len(runs)} runs have a burn-in ({'; '.join(kinds) or 'none'}; up to "
         f"{runs['peak'].max():.3g} times the error of returning zero), and "
-        f"the automatic start removes it in {removed}. Some late start has a smaller error at the end than "
-        f"unrolling all steps in {possible}. Where there is no burn-in, the automatic start "
+        f"the automatic start removes it in {removed}. Some late start has a smaller error at "
+        f"the end than unrolling all steps in {possible}. Where there is no burn-in, the "
+        f"automatic start "
         f"costs a factor {cost:.3g} at most.",
         {
             "runs": len(runs), "runs with a burn-in": len(burnt), "burn-ins removed": removed,
@@ -174,7 +185,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     )  # fmt: skip
 
 
-def figure(frame: pd.DataFrame) -> Figure:
+def figure(frame: Frame) -> Figure:
     label = frame["K"].map(lambda K: "iterate" if K < 0 else "derivative")
     share = (frame["K"] / frame.groupby(["case", "begin"])["t"].transform("max")).round(1)
     table = frame.assign(what=label, share=share.where(frame["K"] >= 0, 0.0), t=frame["t"] + 1)

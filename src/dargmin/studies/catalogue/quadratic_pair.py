@@ -39,7 +39,7 @@ class Tikhonov(NamedTuple):
 
 
 def tikhonov(N: int, seed: int) -> Tikhonov:
-    """A and b standard normal, u = 0.01, x_0 standard normal.
+    """A and b standard normal, u = 0.01, x_0 ten times as far out.
 
     x -> x - α(Hx - Aᵀb) contracts by ρ = (L - m)/(L + m). Its derivative in x does not depend on x,
     and -αx is that in u, so that the Lipschitz constant M is α."""
@@ -49,7 +49,7 @@ def tikhonov(N: int, seed: int) -> Tikhonov:
     x = np.linalg.solve(H, A.T @ b)
     dx = -np.linalg.solve(H, x)
     m, L = np.linalg.eigvalsh(H)[[0, -1]]
-    alpha, x0 = 2 / (L + m), rng.normal(size=N)
+    alpha, x0 = 2 / (L + m), 10 * rng.normal(size=N)
     f = LeastSquares(jnp.asarray(A), jnp.asarray(b))
     return Tikhonov(
         Objective(f), GradientDescent(alpha), jnp.asarray(x0), x, dx, float((L - m) / (L + m)),

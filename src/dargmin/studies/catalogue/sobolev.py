@@ -9,7 +9,17 @@ import pandas as pd
 from dargmin.methods import Sobolev
 from dargmin.studies.catalogue.common import METHODS, fitted, relative, steps_to, times, unrolled
 from dargmin.studies.charts import curves
-from dargmin.studies.runner import HOLDS, LIMITS, MISSED, Figure, Parameters, Study, Table, Verdict
+from dargmin.studies.runner import (
+    HOLDS,
+    LIMITS,
+    MISSED,
+    Figure,
+    Frame,
+    Parameters,
+    Study,
+    Table,
+    Verdict,
+)
 from dargmin.theory import hindsight_error, residual_polynomial
 
 D, LEVEL, VISIBLE = 200, 1e-3, 1.05
@@ -44,7 +54,7 @@ def run(
     return dict(pd.concat(_made(problem, log10_condition)))
 
 
-def _made(name: str, log10_condition: int) -> list[pd.DataFrame]:
+def _made(name: str, log10_condition: int) -> list[Frame]:
     """In the eigenbasis, where dx_t - dx* = P_t(Λ) a + P_t'(Λ) c with the method's own P_t."""
     rng, rows = np.random.default_rng(0), []
     lam = spectrum(name, 10.0**-log10_condition)
@@ -62,7 +72,7 @@ def _made(name: str, log10_condition: int) -> list[pd.DataFrame]:
     return rows
 
 
-def _real(data: str, penalty: float) -> list[pd.DataFrame]:
+def _real(data: str, penalty: float) -> list[Frame]:
     """Ridge regression from zero, unrolled."""
     fit = fitted(data, "ridge", penalty)
     mu, L = fit.spectrum
@@ -74,7 +84,7 @@ def _real(data: str, penalty: float) -> list[pd.DataFrame]:
     return rows
 
 
-def _rows(problem: str, method: str, errors: Any) -> pd.DataFrame:
+def _rows(problem: str, method: str, errors: Any) -> Frame:
     errors = np.asarray(errors)
     shown = times(errors.size - 1)
     return pd.DataFrame({
@@ -96,7 +106,7 @@ def spectrum(name: str, kappa: float) -> np.ndarray:
     return np.interp(np.linspace(0, 1, D), mass / mass[-1], lam)
 
 
-def verdict(frame: pd.DataFrame) -> Verdict:
+def verdict(frame: Frame) -> Verdict:
     cases = frame.groupby(["problem", "method"])[["peak", "reached"]].first().unstack()
     peaks, reached = cases["peak"], cases["reached"].drop(columns=HINDSIGHT)
     burnt = (peaks > VISIBLE).mean()
@@ -125,7 +135,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     )
 
 
-def figure(frame: pd.DataFrame) -> Figure:
+def figure(frame: Frame) -> Figure:
     return curves(
         frame, x="t", y="error", series="method", limits=(1e-8, 1e4),
         titles=("iteration t", "derivative error, relative"),

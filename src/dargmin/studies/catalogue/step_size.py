@@ -8,7 +8,7 @@ from dargmin.methods import GradientDescent
 from dargmin.problems import zoo
 from dargmin.studies.catalogue.common import steps_to, unrolled
 from dargmin.studies.charts import points
-from dargmin.studies.runner import HOLDS, LIMITS, Figure, Parameters, Study, Table, Verdict
+from dargmin.studies.runner import HOLDS, LIMITS, Figure, Frame, Parameters, Study, Table, Verdict
 from dargmin.theory import budget_step_size, burn_in, rate, unrolled_peak
 
 LEVEL = 1e-2
@@ -42,7 +42,7 @@ def run(log10_condition: int, sizes: int) -> Table:
     return dict(pd.DataFrame(rows))
 
 
-def verdict(frame: pd.DataFrame) -> Verdict:
+def verdict(frame: Frame) -> Verdict:
     gains, monotone = [], True
     for _, part in frame.groupby("log10_condition"):
         part = part.sort_values("hL")
@@ -63,7 +63,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     )
 
 
-def figure(frame: pd.DataFrame) -> Figure:
+def figure(frame: Frame) -> Figure:
     names = {
         "peak": "peak of the burn-in, times zero's error",
         "length": "length of the burn-in, steps · μ/L",

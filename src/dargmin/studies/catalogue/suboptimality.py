@@ -7,7 +7,17 @@ import pandas as pd
 from dargmin.methods import AbstractMethod, Chebyshev, GradientDescent
 from dargmin.studies.catalogue.common import fitted, start, times, unrolled
 from dargmin.studies.charts import curves
-from dargmin.studies.runner import HOLDS, LIMITS, MISSED, Figure, Parameters, Study, Table, Verdict
+from dargmin.studies.runner import (
+    HOLDS,
+    LIMITS,
+    MISSED,
+    Figure,
+    Frame,
+    Parameters,
+    Study,
+    Table,
+    Verdict,
+)
 
 STEPS = {"0.5/L": 0.5, "1/L": 1.0, "1.5/L": 1.5}
 FASTEST, SLOW = "gradient descent 2/(L+μ)", "gradient descent 1/L"
@@ -47,7 +57,7 @@ def run(data: str, begin: str, penalty: float, most: int) -> Table:
     return dict(pd.concat(rows), condition=L / mu)
 
 
-def inversions(frame: pd.DataFrame, better: tuple[str, ...]) -> pd.Series:
+def inversions(frame: Frame, better: tuple[str, ...]) -> Frame:
     """For each data set and start, the largest factor by which the Jacobian of one of `better` is
     further from the truth than that of gradient descent with 1/L at a t at which its function
     value is smaller; 0 if there is no such t."""
@@ -62,7 +72,7 @@ def inversions(frame: pd.DataFrame, better: tuple[str, ...]) -> pd.Series:
     return pd.concat(factors, axis=1).max(axis=1).groupby(["data", "begin"]).max()
 
 
-def verdict(frame: pd.DataFrame) -> Verdict:
+def verdict(frame: Frame) -> Verdict:
     longer = inversions(frame, ("gradient descent 1.5/L", FASTEST))
     chebyshev = inversions(frame, ("Chebyshev",))
     both = ((longer > 1) & (chebyshev > 1)).groupby("begin").agg(["sum", "size"])
@@ -84,7 +94,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     )
 
 
-def figure(frame: pd.DataFrame) -> Figure:
+def figure(frame: Frame) -> Figure:
     long = frame.melt(
         ["data", "begin", "method", "t"], ["Jacobian", "function"], "what", "suboptimality"
     )

@@ -6,14 +6,23 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pandas as pd
 
 from dargmin.bilevel import minimize
 from dargmin.methods import AbstractMethod, GradientDescent, ProximalGradient
 from dargmin.modes import LateStart, Unrolled
 from dargmin.problems import AbstractProblem, zoo
 from dargmin.studies.charts import curves
-from dargmin.studies.runner import HOLDS, LIMITS, MISSED, Figure, Parameters, Study, Table, Verdict
+from dargmin.studies.runner import (
+    HOLDS,
+    LIMITS,
+    MISSED,
+    Figure,
+    Frame,
+    Parameters,
+    Study,
+    Table,
+    Verdict,
+)
 
 VARIANTS = ("cold", "warm", "cold, truncated", "warm, truncated")
 PROBLEMS = ("ridge", "logistic", "elastic net")
@@ -85,7 +94,7 @@ def run(problem: str, variant: str, outer_steps: int, inner_steps: int) -> Table
     }  # fmt: skip
 
 
-def verdict(frame: pd.DataFrame) -> Verdict:
+def verdict(frame: Frame) -> Verdict:
     later = frame[frame["step"] >= 2]  # the first step has nothing to start from
     error = later.groupby(["problem", "variant"])["hypergradient error"].median().unstack()
     gain = error["cold"] / error["warm"]
@@ -109,7 +118,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     )
 
 
-def figure(frame: pd.DataFrame) -> Figure:
+def figure(frame: Frame) -> Figure:
     what = ["hypergradient error", "objective", "effective K"]
     long = frame.melt(["problem", "variant", "step"], what, "quantity", "value")
     return curves(

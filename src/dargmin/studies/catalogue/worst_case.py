@@ -2,13 +2,22 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
 from dargmin.methods import AbstractMethod, Chebyshev, GradientDescent
 from dargmin.problems import zoo
 from dargmin.studies.catalogue.common import relative, times, unrolled
 from dargmin.studies.charts import curves
-from dargmin.studies.runner import HOLDS, LIMITS, MISSED, Figure, Parameters, Study, Table, Verdict
+from dargmin.studies.runner import (
+    HOLDS,
+    LIMITS,
+    MISSED,
+    Figure,
+    Frame,
+    Parameters,
+    Study,
+    Table,
+    Verdict,
+)
 from dargmin.theory import burn_in, unrolled_peak, worst_case_error
 
 D = 40
@@ -57,7 +66,7 @@ def _method(method: str, mu: float, L: float) -> tuple[str, AbstractMethod, int]
     return "Chebyshev", Chebyshev(mu, L), int(12 * (L / mu) ** 0.5)
 
 
-def verdict(frame: pd.DataFrame) -> Verdict:
+def verdict(frame: Frame) -> Verdict:
     cases = frame.groupby(["name", "log10_condition"]).first()
     deviation = float(cases["deviation"].max())
     lengths = int((cases["length"] - cases["predicted length"]).abs().max())
@@ -81,7 +90,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     )
 
 
-def figure(frame: pd.DataFrame) -> Figure:
+def figure(frame: Frame) -> Figure:
     long = frame.melt(
         ["name", "log10_condition", "t"], ["measured", "formula", "random"], "what", "error"
     )

@@ -54,7 +54,9 @@ def _reached(path: Path, name: str) -> tuple[list[ast.stmt], list[ast.stmt]]:
         reached.append(node)
         waiting += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)]
     reached.sort(key=lambda node: node.lineno)
-    imports = [node for node in reached if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports: list[ast.stmt] = [
+        node for node in reached if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     return [node for node in reached if node not in imports], imports
 
 

@@ -8,9 +8,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-import dask
 import jax
+from dask import config as dask_config
 from distributed import Client, Future, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
@@ -103,7 +104,7 @@ def run_tasks(
             _run_here(tasks, store, outcome, advance)
             return outcome
         with _client(min(jobs or os.cpu_count() or 1, len(tasks)), scheduler) as client:
-            width = max(sum(client.nthreads().values()), 1)
+            width = max(_threads(client), 1)
             suspects = _run_there(client, tasks, width, store, outcome, advance)
             # Dask blames all tasks that a dying worker held. Alone, only the guilty die again.
             guilty = _run_there(client, suspects, 1, store, outcome, advance)
@@ -172,7 +173,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
         "distributed.comm.timeouts.connect": "10s",
     }
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with dask.config.set(settings), tempfile.TemporaryDirectory(prefix="dargmin-") as scratch:
+    with dask_config.set(settings), tempfile.TemporaryDirectory(prefix="dargmin-") as scratch:
         if scheduler is not None:
             with _connect(scheduler) as client:
                 yield client
@@ -194,12 +195,17 @@ def _connect(scheduler: str) -> Client:
             f"No dask scheduler answers at --scheduler {scheduler} ({_brief(error)}): start one "
             "with `dask scheduler`, and give the address that it prints."
         ) from None
-    if not client.nthreads():
+    if not _threads(client):
         client.close()
         raise DataError(
             f"The scheduler at {scheduler} has no worker: start some with `dask worker {scheduler}`"
         )
     return client
+
+
+def _threads(client: Client) -> int:
+    counts: Any = client.nthreads()
+    return sum(counts.values())
 
 
 def _brief(error: BaseException) -> str:

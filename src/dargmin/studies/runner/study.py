@@ -4,15 +4,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-
-__all__ = ["HOLDS", "LIMITS", "MISSED", "Figure", "Parameters", "Study", "Table", "Verdict"]
+__all__ = [
+    "HOLDS",
+    "LIMITS",
+    "MISSED",
+    "Figure",
+    "Frame",
+    "Parameters",
+    "Study",
+    "Table",
+    "Verdict",
+]
 
 Parameters = dict[str, Any]
 """What distinguishes one task from another: JSON, and the keyword arguments of `Study.run`."""
 
 Table = dict[str, Any]
 """Columns of equal length; a scalar stands for a column that repeats it."""
+
+Frame = Any
+"""A pandas.DataFrame. (pandas' own annotations know less than whoever indexes a table.)"""
 
 Figure = Any
 """An Altair chart. (The workers, which import this, do without Altair.)"""
@@ -29,12 +40,12 @@ class Verdict:
     status : `HOLDS`, `LIMITS` or `MISSED`
     sentence : str
         Why, with the numbers.
-    numbers : dict from str to float
+    numbers : dict from str to number
         Those that decide."""
 
     status: str
     sentence: str
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, float | int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status not in (HOLDS, LIMITS, MISSED):
@@ -71,6 +82,6 @@ class Study:
     settings: str
     tasks: Callable[[bool], list[Parameters]]
     run: Callable[..., Table]
-    verdict: Callable[[pd.DataFrame], Verdict]
-    figure: Callable[[pd.DataFrame], Figure]
+    verdict: Callable[[Frame], Verdict]
+    figure: Callable[[Frame], Figure]
     description: str
