@@ -11,12 +11,12 @@ from sklearn.compose import ColumnTransformer
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from dargmin.studies.data import did_you_mean, listing
 from dargmin.studies.errors import DataError
 from dargmin.studies.files import read_table
-from dargmin.studies.tune.table import Split
+from dargmin.studies.tune.table import Split, as_text
 
 __all__ = ["Encoded", "encode", "read_groups", "unknown_values"]
 
@@ -125,11 +125,15 @@ def value_name(column: str, value: object) -> str:
     return f"{column}={'(rare)' if value == 'infrequent_sklearn' else value}"
 
 
+def filled(table: pd.DataFrame) -> pd.DataFrame:
+    """Text, with a word for what is missing."""
+    return pd.DataFrame({c: as_text(table[c]).fillna("missing") for c in table}, table.index)
+
+
 def _one_hot(rare: int) -> Pipeline:
-    fill: Any = SimpleImputer
     encoder: Any = OneHotEncoder
     return make_pipeline(
-        fill(strategy="constant", fill_value="missing", missing_values=None),
+        FunctionTransformer(filled, feature_names_out="one-to-one"),
         encoder(
             handle_unknown="infrequent_if_exist", min_frequency=rare, drop="if_binary",
             sparse_output=False, feature_name_combiner=value_name,

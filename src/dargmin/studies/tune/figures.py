@@ -94,7 +94,7 @@ def _penalties(found: Found) -> Figure:
             color, style = (mpl.rcParams["axes.edgecolor"], ":") if off[j] else (SEPARATE, "-")
             ax.plot(steps, path[shared:, j], style, color=color, lw=1.3, alpha=0.9)
         if len(names) <= SHOWN:
-            _name_lines(ax, steps[-1], path[-1], names)
+            _name_lines(ax, float(steps[-1]), path[-1], names)
     ax.set(yscale="log", xlabel="outer step", ylabel="penalty α")
     low, high = ax.get_ylim()
     middle = np.sqrt(low * high)  # a decade at least: less is no change to speak of
