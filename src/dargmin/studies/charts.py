@@ -172,9 +172,7 @@ def _rule(value: float) -> Any:
     return where.mark_rule(color="#8a8f98", strokeDash=[2, 3]).encode(y=alt.Y("level:Q"))
 
 
-def _axis(
-    kind: Any, values: pd.Series, limits: tuple[float, float] | None = None
-) -> dict[str, Any]:
+def _axis(kind: Any, values: Any, limits: tuple[float, float] | None = None) -> dict[str, Any]:
     """Scale and axis; a logarithmic one that is long enough is marked at powers of ten alone."""
     domain = alt.Undefined if limits is None else list(limits)
     if kind != "log":
