@@ -24,6 +24,7 @@ from dargmin.studies.tune.options import Options
 from dargmin.studies.tune.table import read_split
 from dargmin.studies.tune.watch import Watch
 
+MAIN = "from dargmin.cli import main; main()"
 TUNE = "--model logistic --target churn --penalty group --cv 3 --max-iter 4 --seed 3"
 
 
@@ -211,9 +212,12 @@ def test_a_run_that_is_interrupted_at_once_says_so(tuned, tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_usable_run(tuned, tmp_path):
     _, home = tuned
-    command = f"-m dargmin tune {home / 'shop.csv'} {TUNE} --out {tmp_path}".split()
+    command = f"tune {home / 'shop.csv'} {TUNE} --out {tmp_path}".split()
     with subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, env={**os.environ, "COLUMNS": "200"}
+        [sys.executable, "-c", MAIN, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "COLUMNS": "200"},
     ) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "checkpoints" / "scalar.npz").exists():

@@ -73,7 +73,7 @@ def _losses(found: Found) -> Figure:
     top.set_ylabel(f"validation {found.loss}")
     top.legend(frameon=False, fontsize=11)
     bottom.set(ylabel="gradient", xlabel="outer step", yscale="log")
-    bottom.yaxis.set_major_locator(LogLocator(10, numticks=6))
+    bottom.yaxis.set_major_locator(_log_ticks(bottom))
     bottom.yaxis.set_minor_locator(NullLocator())
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -93,34 +93,42 @@ def _penalties(found: Found) -> Figure:
         for j in np.argsort(path[-1]):
             color, style = (mpl.rcParams["axes.edgecolor"], ":") if off[j] else (SEPARATE, "-")
             ax.plot(steps, path[shared:, j], style, color=color, lw=1.3, alpha=0.9)
-        if len(names) <= SHOWN:
-            _name_lines(ax, float(steps[-1]), path[-1], names)
     ax.set(yscale="log", xlabel="outer step", ylabel="penalty α")
     low, high = ax.get_ylim()
     middle = np.sqrt(low * high)  # a decade at least: less is no change to speak of
     ax.set_ylim(min(low, middle / np.sqrt(10)), max(high, middle * np.sqrt(10)))
+    ax.yaxis.set_major_locator(_log_ticks(ax))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if shared < len(path) and len(names) <= SHOWN:
+        _name_lines(ax, float(len(path) - 2), path[-1], names)
     return figure
+
+
+def _log_ticks(ax: Axes) -> LogLocator:
+    """Powers of ten, and 2 and 5 times these where there are few of them."""
+    low, high = ax.get_ylim()
+    return LogLocator(10, subs=(1, 2, 5) if high < 200 * low else (1,), numticks=9)
 
 
 def _name_lines(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:
     """Names at the right ends of lines, pushed apart where they would overlap."""
-    low, high = np.log(ends.min()), np.log(ends.max())
-    span = max(high - low, 1.0)
-    order = np.argsort(ends)
-    gap = span / max(len(ends) - 1, 14)
-    middle = (low + high) / 2
-    at = np.log(ends[order])
+    low, high = np.log(ax.get_ylim())
+    grey = mpl.rcParams["axes.edgecolor"]
+    order, gap = np.argsort(ends), 0.041  # of the height of the axes
+    at = (np.log(ends[order]) - low) / (high - low)
+    spread = at.copy()
     for i in range(1, len(at)):
-        at[i] = max(at[i], at[i - 1] + gap)
-    at -= at.mean() - min(max(np.log(ends).mean(), middle - span), middle + span)
-    for y, j in zip(at, order, strict=True):
+        spread[i] = max(spread[i], spread[i - 1] + gap)
+    spread -= np.mean(spread - at)
+    spread -= max(spread[-1] - 1, 0)
+    spread += max(-spread[0], 0)
+    for y, j in zip(spread, order, strict=True):
         ax.annotate(
-            names[j][:22], (x, ends[j]), (1.04, np.exp(y)), size=8, va="center",
-            textcoords=ax.get_yaxis_transform(), annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": mpl.rcParams["axes.edgecolor"]},
+            names[j][:22], (x, ends[j]), (1.06, y), size=8, va="center",
+            textcoords="axes fraction", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": grey, "relpos": (0, 0.5)},
         )  # fmt: skip
 
 

@@ -195,12 +195,15 @@ def _picture(light: bytes, dark: bytes, words: str) -> str:
 
 def _steps(found: Found) -> list[str]:
     arguments, rows, columns = (found.about[k] for k in ("arguments", "rows", "columns"))
+    numbers = f"{len(columns['numbers'])} of numbers"
+    if any(name.startswith("missingindicator_") for name in found.features):
+        numbers += " (the median where missing, and a feature that says where)"
+    words = f", {len(columns['words'])} of text (one feature for each value, missing being one, "
+    words = f"{words}and one for all rare ones)" if columns["words"] else ""
     return [
         f"Rows: {rows['learnt from']} learnt from, {rows['held out']} held out; "
         f"{arguments['cv']} folds, seed {arguments['seed']}.",
-        f"Columns: {count(len(columns['numbers']), 'number')} (the median where missing, with a "
-        f"feature that says where), {len(columns['words'])} of text (one feature for each value, "
-        "missing being a value, and one for all rare ones). "
+        f"Columns: {numbers}{words}. "
         f"That makes {count(len(found.features), 'feature')}, each standardised: coefficients and "
         "penalties are those of standardised features.",
         *found.notes,

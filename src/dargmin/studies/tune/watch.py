@@ -27,7 +27,7 @@ class Watch:
         share = (len(self.seen) - 1 + min(len(history) / 50, 1)) / self.stages
         self.advance(
             f"{stage}: step {len(history) - 1}, validation loss {history['value'][-1]:.6g}, "
-            f"gradient {history['gradient_norm'][-1]:.1e} ± {100 * history['error'][-1]:.0e} %",
+            f"gradient {history['gradient_norm'][-1]:.1e} ± {100 * history['error'][-1]:.1g} %",
             min(share, 1.0),
         )
         if stage in ("scalar", "separate"):
