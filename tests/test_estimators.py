@@ -50,8 +50,7 @@ def assert_same_fit(ours: Any, theirs: Any) -> None:
     np.testing.assert_allclose(ours.intercept_, theirs.intercept_, rtol=0, atol=1e-6 * (1 + size))
 
 
-@pytest.mark.parametrize("outputs", [None, 2])
-@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize(("outputs", "fit_intercept"), [(None, True), (2, False)])
 def test_ridge_has_the_coefficients_of_scikit_learn(outputs: Any, fit_intercept: bool) -> None:
     X, y = regression(outputs=outputs)
     weight = np.random.default_rng(1).uniform(0, 2, len(X))
@@ -61,6 +60,7 @@ def test_ridge_has_the_coefficients_of_scikit_learn(outputs: Any, fit_intercept:
     assert ours.certificate_.ok
 
 
+@pytest.mark.slow
 def test_separate_penalties_are_ridge_on_rescaled_features() -> None:
     X, y = regression()
     ours = TunedRidge("feature", guard=False, max_iter=5).fit(X, y)
@@ -70,7 +70,7 @@ def test_separate_penalties_are_ridge_on_rescaled_features() -> None:
     assert np.ptp(np.log(ours.penalty_)) > 0.1
 
 
-@pytest.mark.parametrize("l1_ratio", [None, 0.5, 1.0])
+@pytest.mark.parametrize("l1_ratio", [None, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_elastic_net_has_the_coefficients_of_scikit_learn(l1_ratio: Any) -> None:
     X, y = standard(load_diabetes)
     ours = TunedElasticNet(l1_ratio=l1_ratio).fit(X, y)
@@ -78,7 +78,7 @@ def test_elastic_net_has_the_coefficients_of_scikit_learn(l1_ratio: Any) -> None
     assert_same_fit(ours, theirs.fit(X, y))
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_logistic_regression_has_the_coefficients_of_scikit_learn(classes: int) -> None:
     X, y = standard(load_wine)
     y = np.array(["a", "b", "c"])[np.minimum(y, classes - 1)]
@@ -108,6 +108,7 @@ def test_the_penalty_minimises_the_cross_validated_loss_of_scikit_learn() -> Non
     assert loss(1.0) <= min(loss(0.9), loss(1.1))
 
 
+@pytest.mark.slow
 def test_sparse_tables_are_fitted_as_dense_ones_are_and_stay_sparse() -> None:
     rng = np.random.default_rng(0)
     X = sp.random_array((60, 200), density=0.1, rng=rng, format="csr")
@@ -132,6 +133,7 @@ def error_on_new_rows(model: Any, informative: int) -> float:
     return mean_squared_error(X[:, :informative].sum(axis=1), model.predict(X))
 
 
+@pytest.mark.slow
 def test_separate_penalties_switch_off_what_is_noise() -> None:
     X, y = informative_and_noise(3, 29)
     one, each = TunedRidge().fit(X, y), TunedRidge("feature").fit(X, y)
@@ -140,6 +142,7 @@ def test_separate_penalties_switch_off_what_is_noise() -> None:
     assert np.median(each.penalty_[3:]) > 2 * np.median(each.penalty_[:3])
 
 
+@pytest.mark.slow
 def test_the_guard_keeps_to_one_penalty_where_features_are_alike() -> None:
     X, y = informative_and_noise(32, 0)
     guarded, free = TunedRidge("feature").fit(X, y), TunedRidge("feature", guard=False).fit(X, y)
@@ -148,6 +151,7 @@ def test_the_guard_keeps_to_one_penalty_where_features_are_alike() -> None:
     assert error_on_new_rows(guarded, 32) < error_on_new_rows(free, 32)
 
 
+@pytest.mark.slow
 def test_groups_share_a_penalty() -> None:
     X, y = informative_and_noise(3, 29)
     groups = np.array(["signal"] * 3 + ["noise"] * 29)
@@ -164,6 +168,7 @@ def test_a_validation_set_decides_and_is_not_fitted() -> None:
     assert ours.value_ == pytest.approx(error, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_log_loss_of_a_validation_set_is_that_of_scikit_learn() -> None:
     X, y = standard(load_wine)
     ours = TunedLogisticRegression().fit(X[::2], y[::2], validation=(X[1::2], y[1::2]))
