@@ -79,8 +79,13 @@ def _closure(imports: list[ast.stmt]) -> set[Path]:
         path = waiting.pop()
         if path not in found and RUNNER not in path.parents:
             found.add(path)
-            waiting += [other for node in ast.walk(_parse(path)) for other in _files(node)]
+            waiting += _imported(path)
     return found
+
+
+@functools.cache
+def _imported(path: Path) -> tuple[Path, ...]:
+    return tuple(other for node in ast.walk(_parse(path)) for other in _files(node))
 
 
 def _files(node: ast.AST) -> Iterator[Path]:
