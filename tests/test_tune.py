@@ -93,6 +93,7 @@ def test_the_comparison_is_on_rows_that_were_held_out(tuned):
     assert_allclose(first["loss"], -np.log(chance[test]).mean(), rtol=1e-9)
     assert first["score"] == np.mean(predicted.prediction[test] == table.churn[test])
     assert about["status"] == "finished" and not (home / "out" / "checkpoints").exists()
+    assert "its rows are no test" in result.output
     assert f"accuracy {np.mean(predicted.prediction == table.churn):.3f}" in result.output
 
 

@@ -51,6 +51,8 @@ def predict(directory: Path, source: Path) -> Predictions:
     for column, values in unknown_values(pipeline, X).items():
         names = listing([repr(value) for value in values], 4)
         notes.append(f"Column '{column}' holds what the model has not seen: {names}.")
+    if str(source.expanduser().resolve()) == about["arguments"]["table"]:
+        notes.append("This is the table that the model was tuned on: its rows are no test.")
     if about["status"] == "interrupted":
         notes.append("The run that made this model was interrupted.")
     with warnings.catch_warnings():
