@@ -67,6 +67,11 @@ class AbstractTuned(BaseEstimator):
     def _ratio(self) -> float | None:
         """The share of the l1 norm, or None to learn it."""
 
+    @property
+    @abstractmethod
+    def _summed(self) -> bool:
+        """Whether the penalty counts against the sum of the losses, and not their mean."""
+
     @abstractmethod
     def _store(
         self, strengths: np.ndarray, weight: float, coef: np.ndarray, intercept: np.ndarray
@@ -93,7 +98,9 @@ class AbstractTuned(BaseEstimator):
             folds = Folds.from_splits(splits(weight), rows)
         _require_weight(folds, weight)
         with jax.enable_x64(True):
-            design = Design.standardise(X, Y, weight, intercept=self.fit_intercept, kind=kind)
+            design = Design.standardise(
+                X, Y, weight, intercept=self.fit_intercept, kind=kind, summed=self._summed
+            )
             tuner = Tuner(design, folds, self._request(X.shape[1]), self._report())
             try:
                 tuned = tuner.run()

@@ -30,7 +30,10 @@ class Design:
     unit : float
         What targets were divided by, so that penalties and tolerances mean the same everywhere.
     intercept : bool
-    kind : "squared", "logistic" or "softmax" """
+    kind : "squared", "logistic" or "softmax"
+    summed : bool
+        Whether a penalty counts against the sum of the losses, as in Ridge and LogisticRegression,
+        and not their mean, as in ElasticNet: then it is the same in folds and for all rows."""
 
     X: Any
     Y: Float[np.ndarray, "n m"]
@@ -40,9 +43,12 @@ class Design:
     unit: float
     intercept: bool
     kind: str
+    summed: bool = True
 
     @classmethod
-    def standardise(cls, X: Any, Y: Any, weight: Any, *, intercept: bool, kind: str) -> "Design":
+    def standardise(
+        cls, X: Any, Y: Any, weight: Any, *, intercept: bool, kind: str, summed: bool = True
+    ) -> "Design":
         """Moments of the rows that have a weight make the coordinates."""
         total = weight.sum()
         mean = np.asarray(weight @ X).ravel() / total
@@ -64,7 +70,7 @@ class Design:
             X, center = (X @ sp.diags_array(1 / scale)).tocsr(), np.zeros_like(center)
         else:
             X = (X - center) / scale
-        return cls(X, Y / unit, weight, center, scale, unit, intercept, kind)
+        return cls(X, Y / unit, weight, center, scale, unit, intercept, kind, summed)
 
     def losses(self, folds: Folds) -> tuple[Any, Any, float]:
         """The losses on the rows that train and that validate, and what to multiply the latter by

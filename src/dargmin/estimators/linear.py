@@ -139,6 +139,10 @@ class TunedRidge(AbstractTunedRegressor):
         self.checkpoint = checkpoint
         self.verbose = verbose
 
+    @property
+    def _summed(self) -> bool:
+        return True
+
     def _ratio(self) -> float:
         return 0.0
 
@@ -186,6 +190,10 @@ class TunedElasticNet(AbstractTunedRegressor):
         self.guard = guard
         self.checkpoint = checkpoint
         self.verbose = verbose
+
+    @property
+    def _summed(self) -> bool:
+        return False
 
     def _ratio(self) -> float | None:
         if self.l1_ratio is None:
@@ -266,7 +274,7 @@ class TunedLogisticRegression(ClassifierMixin, AbstractTuned):
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y holds only one class, {str(self.classes_[0])!r}: there is nothing to tell apart."
+                f"y holds only one class, {str(self.classes_[0])!r}: two are needed to tell apart."
             )
         validation = checked_validation(self, validation, X)
         if validation is not None:
@@ -320,9 +328,13 @@ class TunedLogisticRegression(ClassifierMixin, AbstractTuned):
             if np.any(counts == 0):
                 absent = self.classes_[int(np.argmin(counts))]
                 raise ValueError(
-                    f"No row of class {str(absent)!r} with a positive weight trains in some fold: give "
-                    "more rows of it, or other folds with cv=."
+                    f"No row of class {str(absent)!r} with a positive weight trains in some fold: "
+                    "give more rows of it, or other folds with cv=."
                 )
+
+    @property
+    def _summed(self) -> bool:
+        return True
 
     def _ratio(self) -> float | None:
         if self.l1_ratio is None:

@@ -105,7 +105,7 @@ _CURVATURES = {
 
 
 class Penalty(eqx.Module):
-    """Σ_j λ₁ⱼ |x_j| + ½ λ₂ⱼ x_j² with λⱼ = e^θ of the group of feature j, for every slot.
+    """Σ_k a_k Σ_j λ₁ⱼ |x_kj| + ½ λ₂ⱼ x_kj² with λⱼ = e^θ of the group of feature j.
 
     θ has one row, (λ₁, λ₂) = (ρ, 1 - ρ) e^θ, or two, λ₁ = e^θ₁ and λ₂ = e^θ₂. Penalties count in
     the units of the table: `scale` is what a standardised coordinate is divided by to get there."""
@@ -113,34 +113,34 @@ class Penalty(eqx.Module):
     group: Array  # (d,)
     scale: Float[Array, " d"]
     unit: Float[Array, ""]  # of the target, by which x is divided
+    slot: Float[Array, " B"]  # a: the loss is a mean, and fewer rows have less of a sum's penalty
     penalised: Float[Array, " d"]  # 0 for an intercept
     ratio: Float[Array, ""]  # ρ
 
-    def l1(self, theta: Float[Array, "r p"]) -> Float[Array, " d"]:
-        strength = self._each(theta[0])
-        strength = strength if len(theta) == 2 else self.ratio * strength
-        return self.penalised * strength / (self.scale * self.unit)
+    def l1(self, theta: Float[Array, "r p"]) -> Float[Array, "B d 1"]:
+        strength = theta[0] if len(theta) == 2 else theta[0] + jnp.log(self.ratio)
+        return self._each(strength, self.scale * self.unit)
 
-    def l2(self, theta: Float[Array, "r p"]) -> Float[Array, " d"]:
-        strength = self._each(theta[-1])
-        strength = strength if len(theta) == 2 else (1 - self.ratio) * strength
-        return self.penalised * strength / jnp.square(self.scale)
+    def l2(self, theta: Float[Array, "r p"]) -> Float[Array, "B d 1"]:
+        strength = theta[1] if len(theta) == 2 else theta[0] + jnp.log(1 - self.ratio)
+        return self._each(strength, jnp.square(self.scale))
 
-    def _each(self, row: Float[Array, " p"]) -> Float[Array, " d"]:
-        return jnp.exp(row)[self.group]
+    def _each(self, logarithm: Float[Array, " p"], unit: Float[Array, " d"]) -> Any:
+        weight = self.penalised * jnp.exp(logarithm)[self.group] / unit
+        return self.slot[:, None, None] * weight[None, :, None]
 
 
 class Ridged(eqx.Module):
-    """The loss + ½ Σ_k Σ_j λ₂ⱼ ‖x_kj‖²."""
+    """The loss + ½ Σ_k a_k Σ_j λ₂ⱼ ‖x_kj‖²."""
 
     loss: MomentLoss | RowLoss
     penalty: Penalty
 
     def __call__(self, x: Float[Array, "B d m"], theta: Float[Array, "r p"]) -> Float[Array, ""]:
-        return self.loss(x) + 0.5 * jnp.sum(self.penalty.l2(theta)[:, None] * jnp.square(x))
+        return self.loss(x) + 0.5 * jnp.sum(self.penalty.l2(theta) * jnp.square(x))
 
     def diagonal(self, x: Float[Array, "B d m"], theta: Float[Array, "r p"]) -> Any:
-        diagonal = self.loss.diagonal(x) + self.penalty.l2(theta)[:, None]
+        diagonal = self.loss.diagonal(x) + self.penalty.l2(theta)
         # What nothing determines (a class or a feature that a fold has not seen) has no curvature.
         return jnp.broadcast_to(jnp.where(diagonal > 0, diagonal, 1), x.shape)
 
@@ -163,7 +163,7 @@ class Weight(eqx.Module):
 
     def __call__(self, theta: Float[Array, "r p"]) -> Float[Array, "B d m"]:
         weight = self.penalty.l1(theta) if self.order == 1 else self.penalty.l2(theta)
-        return weight[:, None] * self.like
+        return weight * self.like
 
 
 class Validation(eqx.Module):

@@ -42,7 +42,7 @@ def pose(
 ) -> Posed:
     """The bilevel problem of these folds, with ½ `pull` Σ (θ - center)² added to φ."""
     train, valid, factor = design.losses(folds)
-    penalty = _penalty(design, train, groups, ratio)
+    penalty = _penalty(design, folds, train, groups, ratio)
     slots, m = len(folds.train), design.Y.shape[1]
     outer = Validation(valid, jnp.asarray(factor), jnp.asarray(pull), jnp.asarray(center))
     zero = jnp.zeros((slots, len(penalty.group), m))
@@ -56,15 +56,17 @@ def pose(
     return Posed(Composite(Smooth(train), operator), outer, zero)
 
 
-def _penalty(design: Design, loss: Any, groups: Any, ratio: float | None) -> Penalty:
+def _penalty(design: Design, folds: Folds, loss: Any, groups: Any, ratio: float | None) -> Penalty:
     columns = padded(len(groups))
     # Rows come with their intercept as a last coordinate, moments are centred.
     last = int(isinstance(loss, RowLoss) and design.intercept)
     pad = lambda v: jnp.asarray(np.pad(v, (0, columns + last - len(v)), mode="edge"))
+    rows = folds.weights(design.weight)[0].sum(axis=1)
     return Penalty(
         group=pad(groups),
         scale=pad(design.scale),
         unit=jnp.asarray(design.unit),
+        slot=jnp.asarray(rows[-1] / rows if design.summed else np.ones_like(rows)),
         penalised=jnp.asarray(np.r_[np.ones(columns), np.zeros(last)]),
         ratio=jnp.asarray(0.0 if ratio is None else ratio),
     )

@@ -8,6 +8,8 @@
 
 All stages have the same shapes, so that they share one compiled program."""
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +137,8 @@ class Tuner:
     def _guard(self, start: bilevel.BilevelSolution) -> Float[np.ndarray, " steps"] | None:
         """The mean loss of rows whose fold took no part in learning the penalties, after 0, 1, ...
         steps of learning separate ones; None if there are too few folds."""
-        paths, weights = [], []
-        for j in range(self.folds.count):
+        paths, weights = _read(self._file("guard.json"))
+        for j in range(len(paths), self.folds.count):
             without = self.folds.without(j)
             if without is None:
                 return None
@@ -146,6 +148,7 @@ class Tuner:
             self._stage(f"guard {j + 1}, separate", without, one, judge=judge)
             paths.append(judge.losses)
             weights.append(judge.weight)
+            _write(self._file("guard.json"), (paths, weights))
         longest = max(len(path) for path in paths)
         # A run that has ended stays where it is.
         table = [path + [path[-1]] * (longest - len(path)) for path in paths]
@@ -286,10 +289,12 @@ class Tuner:
         return None if report is judge is None else callback
 
     def _checkpoint(self, name: str) -> Path | None:
+        # Of the guard, whole folds are kept: what judges a run has to see all of it.
+        return self._file(f"{name}.npz") if name in ("scalar", "separate") else None
+
+    def _file(self, name: str) -> Path | None:
         directory = self.request.checkpoint
-        if directory is None or not name:
-            return None
-        return directory / f"{name.replace(',', '').replace(' ', '-')}.npz"
+        return None if directory is None else directory / name
 
 
 class _Judge:
@@ -309,6 +314,22 @@ class _Judge:
 @eqx.filter_jit
 def _loss(loss: Any, x: Any) -> Any:
     return loss(x)
+
+
+def _read(path: Path | None) -> tuple[list, list]:
+    """The losses and the weights of the folds that the guard is done with."""
+    if path is None or not path.exists():
+        return [], []
+    paths, weights = json.loads(path.read_text(encoding="utf-8"))
+    return paths, weights
+
+
+def _write(path: Path | None, losses: tuple[list, list]) -> None:
+    if path is None:
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(losses), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _last(column: Float[np.ndarray, " rows"]) -> float:

@@ -119,9 +119,6 @@ class _Job:
             checkpoint=self.folder.checkpoints, verbose=self.watch,
         )  # fmt: skip
         self.advance("compiling", 0.05)
-        # The guard has to see all steps of a fold's run, and a checkpoint gives back only the last.
-        for file in self.folder.checkpoints.glob("guard-*-separate.npz"):
-            file.unlink()
         before, begin = self.folder.read().get("fit_seconds", 0.0), time.perf_counter()
         interrupted, notes = False, []
         try:
