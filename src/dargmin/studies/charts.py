@@ -35,8 +35,8 @@ def curves(
     toggle = _toggle(series)
     base = _controlled(alt.Chart(frame), frame, controls or {})
     encoding: dict[str, Any] = {
-        "x": alt.X(x, type="quantitative", title=titles[0], **_axis(scales[0], frame[x])),
-        "y": alt.Y(y, type="quantitative", title=titles[1], **_axis(scales[1], frame[y], limits)),
+        "x": alt.X(x, title=titles[0], **_axis(scales[0], frame[x])),
+        "y": alt.Y(y, title=titles[1], **_axis(scales[1], frame[y], limits)),
         "color": _colour(frame, series),
         "opacity": alt.condition(toggle, alt.value(1.0), alt.value(0.08)),
         "tooltip": _tooltip(frame, [series, dash, x, y]),
@@ -69,15 +69,16 @@ def points(
     toggle = _toggle(series)
     base = _controlled(alt.Chart(frame), frame, controls or {})
     encoding: dict[str, Any] = {
-        "x": alt.X(x, type="quantitative", title=titles[0], **_axis(scales[0], frame[x])),
-        "y": alt.Y(y, type="quantitative", title=titles[1], **_axis(scales[1], frame[y])),
+        "x": alt.X(x, title=titles[0], **_axis(scales[0], frame[x])),
+        "y": alt.Y(y, title=titles[1], **_axis(scales[1], frame[y])),
         "color": _colour(frame, series),
         "opacity": alt.condition(toggle, alt.value(0.8), alt.value(0.06)),
         "tooltip": _tooltip(frame, [series, shape, *more, x, y]),
     }
     if shape is not None:
         encoding["shape"] = alt.Shape(shape, type="nominal", title=None)
-    layers = [base.mark_point(filled=True, size=55).encode(**encoding).add_params(toggle, _zoom())]
+    selections = [toggle] if scales[0] == "ordinal" else [toggle, _zoom()]
+    layers = [base.mark_point(filled=True, size=55).encode(**encoding).add_params(*selections)]
     if join:
         line = {name: encoding[name] for name in ("x", "y", "color", "opacity")}
         layers.insert(0, base.mark_line(strokeWidth=1.6).encode(**line))
@@ -173,18 +174,22 @@ def _rule(value: float) -> Any:
 
 
 def _axis(kind: Any, values: Any, limits: tuple[float, float] | None = None) -> dict[str, Any]:
-    """Scale and axis; a logarithmic one that is long enough is marked at powers of ten alone."""
+    """Type, scale and axis; a long logarithmic one is marked at powers of ten alone."""
+    if kind == "ordinal":
+        return {"type": "ordinal", "axis": alt.Axis(labelAngle=0)}
     domain = alt.Undefined if limits is None else list(limits)
     if kind != "log":
-        return {"scale": alt.Scale(type=kind, domain=domain, zero=False)}
+        scale = alt.Scale(type=kind, domain=domain, zero=False)
+        return {"type": "quantitative", "scale": scale}
     scale = alt.Scale(type=kind, domain=domain, nice=False)
     ends = limits or (values.min(), values.max())
     low, high = (int(np.floor(np.log10(end))) for end in ends)
     if high - low < 3:
-        return {"scale": scale, "axis": alt.Axis(format="~g")}
+        return {"type": "quantitative", "scale": scale, "axis": alt.Axis(format="~g")}
     every = max(round((high - low) / 8), 1)
     marks = [10.0**k for k in range(low, high + 1) if k % every == 0]
-    return {"scale": scale, "axis": alt.Axis(values=marks, labelExpr=LOG_LABEL)}
+    axis = alt.Axis(values=marks, labelExpr=LOG_LABEL)
+    return {"type": "quantitative", "scale": scale, "axis": axis}
 
 
 def _tooltip(frame: pd.DataFrame, columns: list[str | None]) -> list[Any]:

@@ -211,8 +211,8 @@ def verdict(frame: Frame) -> Verdict:
     return Verdict(
         MISSED if wrong["dargmin"] else HOLDS if wrong["jaxopt"] + wrong["optimistix"] else LIMITS,
         f"Wrong by more than three times the accuracy asked for, without a word: {words} cases. "
-        f"dargmin flags {loud} of its {count['dargmin']}, in which the unrolled derivative is not "
-        "accurate; the others are right.",
+        f"dargmin flags {loud} of its {count['dargmin']}, as it was made to unroll there"
+        f"{'; the others are right.' if not wrong['dargmin'] else '.'}",
         {f"silently wrong, {name}": int(wrong[name]) for name in LIBRARIES},
     )
 

@@ -108,21 +108,21 @@ def verdict(frame: Frame) -> Verdict:
 
 
 def figure(frame: Frame) -> Figure:
-    table = costs(frame)
-    table = table.assign(
-        case=table["method"] + ", " + table["spectrum_of"] + ", " + table["target"]
+    table = costs(frame).rename(
+        columns={"cost": "steps / steps at the default", "peak": "highest error"}
     )
-    first = str(table["knob"].iloc[0])
-    scales = ("linear", "log") if first == "α" else ("log", "log")
-    long = table.rename(columns={"cost": "steps / steps at the default", "peak": "highest error"})
-    long = long.melt(
-        ["knob", "case", "method", "value"],
+    table["curve"] = table["method"] + ", " + table["spectrum_of"]
+    long = table.melt(
+        ["knob", "curve", "target", "value"],
         ["steps / steps at the default", "highest error"], "what", "shown",
     )  # fmt: skip
     return points(
-        long, x="value", y="shown", series="case", join=True, more=("method",), rule=1.0,
-        titles=("value of the parameter", "factor"), scales=scales,
-        controls={"knob": first, "what": "steps / steps at the default"},
+        long, x="value", y="shown", series="curve", join=True, rule=1.0,
+        titles=("value of the parameter", "factor"), scales=("ordinal", "linear"),
+        controls={
+            "knob": str(table["knob"].iloc[-1]), "what": "steps / steps at the default",
+            "target": str(table["target"].iloc[0]),
+        },
     )  # fmt: skip
 
 

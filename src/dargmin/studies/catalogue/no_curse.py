@@ -102,8 +102,9 @@ def verdict(frame: Frame) -> Verdict:
         HOLDS if exact else MISSED if broken else LIMITS,
         f"For the same regressions a burn-in is seen in {words}. Where ‖dH(x_0-x*)‖ ≤ μ‖dx*‖ "
         f"({int(weak.sum())} of {len(frame)} runs) the error never rises ({broken} exceptions); "
-        f"from zero, {none} of {len(zero)} log-penalties show none, as little of dx* lies on "
-        f"large eigenvalues; near the solution {100 * warm:.0f} % do. The predicted heights are "
+        f"from zero, {none} of {len(zero)} log-penalties show none: in the median "
+        f"{100 * zero['upper share'].median():.1g} % of ‖dx*‖² is in the upper half of the "
+        f"spectrum; near the solution {100 * warm:.0f} % do. The predicted heights are "
         f"right to {off:.1g}.",
         {
             "runs": len(frame), "runs with a burn-in": int(seen.sum()),

@@ -147,7 +147,8 @@ def figure(frame: Frame) -> Figure:
             part = part[part["error"] < part["error"].cummin().shift(fill_value=np.inf)]
             fronts.append(part.assign(problem=problem, way=way, equal=budget, at=part[budget]))
     return points(
-        pd.concat(fronts), x="at", y="error", series="way", join=True, more=("method", "T"), rule=1,
+        pd.concat(fronts), x="at", y="error", series="way", join=True, rule=1.0,
+        more=("method", "T"),
         titles=("cost in gradients, or vectors kept", "derivative error, relative"),
         controls={"problem": str(frame["problem"].iloc[0]), "equal": "cost"},
     )  # fmt: skip

@@ -108,7 +108,8 @@ def verdict(frame: Frame) -> Verdict:
 
 
 def figure(frame: Frame) -> Figure:
-    frame = frame[frame["seed"] < 5].astype({"N": str})
+    frame = frame[frame["seed"] < 5].astype({"N": str}).reset_index(drop=True)
+    steepest = frame.loc[frame["height"].idxmax()]
     parts = [
         frame[["N", "seed", "t"]].assign(
             quantity=frame["what"] + " derivative error", kind="measured",
@@ -127,7 +128,7 @@ def figure(frame: Frame) -> Figure:
     return curves(
         pd.concat(parts), x="t", y="error", series="quantity", dash="kind", limits=(1e-8, 1e5),
         titles=("steps k forward, or n backward", "error, relative"),
-        controls={"N": f"{frame['N'].iloc[0]}", "seed": 0},
+        controls={"N": str(steepest["N"]), "seed": int(steepest["seed"])},
     )  # fmt: skip
 
 

@@ -78,8 +78,9 @@ def verdict(frame: Frame) -> Verdict:
         HOLDS if exact else LIMITS if not violated else MISSED,
         f"The formula and the measured worst case agree to {deviation:.1g} at every t; the burn-in "
         f"is as long as predicted within {lengths} step(s), and reaches {steep.max():.3g} times "
-        f"the error of returning zero at condition 1e{frame['log10_condition'].max()}. No random "
-        f"problem exceeds the bound. The short formulas for the peak are off by at most "
+        f"the error of returning zero at condition 1e{frame['log10_condition'].max()}. A random "
+        f"problem exceeds the bound {violated} times. The short formulas for the peak are off by "
+        f"at most "
         f"{100 * heights.max():.2g} % (leading order in μ/L).",
         {
             "largest relative deviation": deviation,

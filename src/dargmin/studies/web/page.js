@@ -7,9 +7,8 @@ const views = {};
 
 async function draw(element) {
   const name = element.dataset.study;
-  const narrow = element.clientWidth < 500;
   const config = structuredClone(THEMES[theme]);
-  config.legend.columns = narrow ? 1 : 3;
+  config.legend.columns = window.innerWidth < 640 ? 1 : 3;
   const old = views[name];
   const state = old ? old.view.getState({ signals: (n) => n.startsWith("pick_"), data: () => false })
     : null;
@@ -31,6 +30,12 @@ async function drawAll() {
 
 document.getElementById("theme").addEventListener("click", () => {
   theme = theme === "dark" ? "light" : "dark";
+  drawAll();
+});
+let narrow = window.innerWidth < 640;
+window.addEventListener("resize", () => {
+  if (narrow === window.innerWidth < 640) return; // the figures follow by themselves
+  narrow = window.innerWidth < 640; // but for their legends
   drawAll();
 });
 system.addEventListener("change", () => {
