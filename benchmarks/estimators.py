@@ -250,8 +250,8 @@ def page(summary: pd.DataFrame) -> str:
         f"`python benchmarks/estimators.py`, {platform.machine()}, Python "
         f"{platform.python_version()}, scikit-learn {version('scikit-learn')}, jax "
         f"{version('jax')}.", "",
-        "Loss on outer folds: mean squared error over the variance of y, or log loss in nats. */CV*: "
-        "loss over that of RidgeCV, ElasticNetCV or LogisticRegressionCV. */scalar*: loss over that "
+        "Loss on outer folds: mean squared error over the variance of y, or log loss. */CV*: loss "
+        "over that of RidgeCV, ElasticNetCV or LogisticRegressionCV. */scalar*: loss over that "
         "of one learnt penalty, ± one standard error of the paired difference. *first*: seconds of "
         "the first fit, with compilation; *later*: of those that follow. *fits*: inner problems "
         "of one fold. *kept*: share of outer folds where separate penalties took any step.", "",
