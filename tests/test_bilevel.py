@@ -332,7 +332,7 @@ def test_a_line_search_steps_back_from_where_the_inner_side_fails():
     [
         (dict(optimizer="adam"), r'optimizer must be "lbfgs".*optax\.adam'),
         (dict(optimizer=optax.lbfgs()), r'line search.*"lbfgs"'),
-        (dict(steps=0), "steps must be an integer >= 1"),
+        (dict(steps=-1), "steps must be an integer >= 0"),
         (dict(rtol=0.0), 'rtol must be "adaptive" or a number > 0'),
         (dict(rtol="tight"), 'rtol must be "adaptive" or a number > 0'),
         (dict(theta0=3), "no floating-point leaf"),

@@ -102,7 +102,9 @@ def minimize(
     ----------
     Pedregosa (2016), arXiv:1602.02355, for accuracies that follow the outer step."""
     accuracy = _accuracy(rtol)
-    check_arguments(problem, method, steps or 1, 0.0 if accuracy is None else accuracy)
+    if not is_whole(steps, 0):
+        raise ValueError(f"steps must be an integer >= 0, but got {steps!r}.")
+    check_arguments(problem, method, 1, 0.0 if accuracy is None else accuracy)
     x0, theta = _strong(tree.as_point(x0)), tree.as_arrays(theta0)
     theta, fixed = eqx.partition(theta, eqx.is_inexact_array)
     theta = _strong(theta)
