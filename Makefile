@@ -34,12 +34,13 @@ lint: $(DEV) ## ruff (rules and format) and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(DEV) ## all tables, into benchmarks/results (about 40 minutes)
+bench: $(DEV) ## all tables, into benchmarks/results (about an hour)
 	$(BIN)/python benchmarks/calibration.py --out $(RESULTS)
 	$(BIN)/python benchmarks/memory.py --out $(RESULTS)
 	$(BIN)/python benchmarks/methods.py --out $(RESULTS)
 	$(BIN)/python benchmarks/plans.py --out $(RESULTS)
 	$(BIN)/python benchmarks/warm_start.py --out $(RESULTS)
+	$(BIN)/python benchmarks/estimators.py --out $(RESULTS)
 
 figures: $(DEMO) ## the figures of the documentation, into docs/figures
 	$(BIN)/python docs/figures/make.py
