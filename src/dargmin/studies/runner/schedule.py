@@ -173,7 +173,10 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
         "distributed.comm.timeouts.connect": "10s",
     }
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with dask_config.set(settings), tempfile.TemporaryDirectory(prefix="dargmin-") as scratch:
+    with (
+        dask_config.set(settings),
+        tempfile.TemporaryDirectory(prefix="dargmin-", ignore_cleanup_errors=True) as scratch,
+    ):
         if scheduler is not None:
             with _connect(scheduler) as client:
                 yield client
@@ -183,8 +186,14 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
             dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
             local_directory=scratch, preload=IGNORE_INTERRUPTS,
         )  # fmt: skip
-        with cluster, Client(cluster) as client:
+        client = Client(cluster)
+        try:
             yield client
+        finally:
+            # A worker that does not stop in time is killed with this process, whose child it is.
+            with contextlib.suppress(TimeoutError):
+                client.close()
+                cluster.close(timeout=20)
 
 
 def _connect(scheduler: str) -> Client:
