@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CERTIFIED = 1 / 3  # true errors are at most three times the certified ones: then -g descends
@@ -17,6 +18,7 @@ def check_figure(path):
     assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_learnt_weights_find_wrong_labels_and_beat_training_on_all_of_them(tmp_path):
     found = run_of("hyper_cleaning")(
         out=tmp_path, n=200, steps=8, seeds=1, penalties=np.exp([-6.0, -8.0])
