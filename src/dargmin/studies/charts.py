@@ -14,10 +14,15 @@ PALETTE = [
 ]  # fmt: skip
 DRAG = "[mousedown, window:mouseup] > window:mousemove!"  # the mouse alone: a finger scrolls
 WHEEL = "wheel![event.shiftKey]"
-LOG_LABEL = (
-    "datum.value >= 0.01 && datum.value <= 10000 ? format(datum.value, '~g') : "
-    "format(datum.value, '.0e')"
+NUMBER = (
+    "(datum.value >= 0.01 && datum.value <= 10000 ? format(datum.value, '~g') : "
+    "format(datum.value, '.0e'))"
 )
+DECADE = (
+    "(abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
+    " || log(domain('{0}')[1] / domain('{0}')[0]) < 5.3)"
+)
+"""A power of ten; or anything, where the axis has less than two of them (after zooming in, too)."""
 
 
 def curves(
@@ -35,8 +40,8 @@ def curves(
     toggle = _toggle(series)
     base = _controlled(alt.Chart(frame), frame, controls or {})
     encoding: dict[str, Any] = {
-        "x": alt.X(x, title=titles[0], **_axis(scales[0], frame[x])),
-        "y": alt.Y(y, title=titles[1], **_axis(scales[1], frame[y], limits)),
+        "x": alt.X(x, title=titles[0], **_axis("x", scales[0])),
+        "y": alt.Y(y, title=titles[1], **_axis("y", scales[1], limits)),
         "color": _colour(frame, series),
         "opacity": alt.condition(toggle, alt.value(1.0), alt.value(0.08)),
         "tooltip": _tooltip(frame, [series, dash, x, y]),
@@ -69,14 +74,16 @@ def points(
     toggle = _toggle(series)
     base = _controlled(alt.Chart(frame), frame, controls or {})
     encoding: dict[str, Any] = {
-        "x": alt.X(x, title=titles[0], **_axis(scales[0], frame[x])),
-        "y": alt.Y(y, title=titles[1], **_axis(scales[1], frame[y])),
+        "x": alt.X(x, title=titles[0], **_axis("x", scales[0])),
+        "y": alt.Y(y, title=titles[1], **_axis("y", scales[1])),
         "color": _colour(frame, series),
         "opacity": alt.condition(toggle, alt.value(0.8), alt.value(0.06)),
         "tooltip": _tooltip(frame, [series, shape, *more, x, y]),
     }
     if shape is not None:
         encoding["shape"] = alt.Shape(shape, type="nominal", title=None)
+    if scales[0] == "ordinal" and not join:
+        encoding["xOffset"] = alt.XOffset(series, type="nominal")
     selections = [toggle] if scales[0] == "ordinal" else [toggle, _zoom()]
     layers = [base.mark_point(filled=True, size=55).encode(**encoding).add_params(*selections)]
     if join:
@@ -173,7 +180,7 @@ def _rule(value: float) -> Any:
     return where.mark_rule(color="#8a8f98", strokeDash=[2, 3]).encode(y=alt.Y("level:Q"))
 
 
-def _axis(kind: Any, values: Any, limits: tuple[float, float] | None = None) -> dict[str, Any]:
+def _axis(name: str, kind: Any, limits: tuple[float, float] | None = None) -> dict[str, Any]:
     """Type, scale and axis; a long logarithmic one is marked at powers of ten alone."""
     if kind == "ordinal":
         return {"type": "ordinal", "axis": alt.Axis(labelAngle=0)}
@@ -181,15 +188,14 @@ def _axis(kind: Any, values: Any, limits: tuple[float, float] | None = None) -> 
     if kind != "log":
         scale = alt.Scale(type=kind, domain=domain, zero=False)
         return {"type": "quantitative", "scale": scale}
+    shown = DECADE.format(name)
+    axis = alt.Axis(
+        labelExpr=f"{shown} ? {NUMBER} : ''",
+        gridOpacity=alt.condition(shown, alt.value(1), alt.value(0)),
+        tickOpacity=alt.condition(shown, alt.value(1), alt.value(0.3)),
+    )
     scale = alt.Scale(type=kind, domain=domain, nice=False)
-    ends = limits or (values.min(), values.max())
-    low, high = (int(np.floor(np.log10(end))) for end in ends)
-    if high - low < 3:
-        return {"type": "quantitative", "scale": scale, "axis": alt.Axis(format="~g")}
-    every = max(round((high - low) / 8), 1)
-    marks = [10.0**k for k in range(low, high + 1) if k % every == 0]
-    axis = alt.Axis(values=marks, labelExpr=LOG_LABEL)
-    return {"type": "quantitative", "scale": scale, "axis": axis}
+    return {"type": "quantitative", "axis": axis, "scale": scale}
 
 
 def _tooltip(frame: pd.DataFrame, columns: list[str | None]) -> list[Any]:

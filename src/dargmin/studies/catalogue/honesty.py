@@ -223,7 +223,7 @@ def figure(frame: Frame) -> Figure:
     shown = frame.assign(says=said, number=number, error=frame["error"].clip(1e-12, 1e12))
     return points(
         shown, x="number", y="error", series="library", shape="says", rule=RTOL,
-        scales=("linear", "log"), titles=("case S1 to S10", "relative error of the hypergradient"),
+        scales=("ordinal", "log"), titles=("case S1 to S10", "relative error of the hypergradient"),
         more=("what", "said"),
     )  # fmt: skip
 

@@ -83,7 +83,7 @@ def verdict(frame: Frame) -> Verdict:
         f"Longer steps and Chebyshev have, at the same t, a smaller function value and a worse "
         f"derivative than gradient descent with 1/L on {count['random']} data sets from a random "
         f"start (up to {longer.max():.3g} and {chebyshev.max():.3g} times further from the truth), "
-        f"and on {count['zero']} from zero, where x* has too little weight on large eigenvalues.",
+        f"and on {count['zero']} from zero; the study no-curse says why.",
         {
             "inversions, random start": int(both.loc["random", "sum"]),
             "inversions, zero start": int(both.loc["zero", "sum"]),
