@@ -143,6 +143,6 @@ STUDY = Study(
     run=run,
     verdict=verdict,
     figure=figure,
-    description="Over the outer steps, the error of the hypergradient is lower with a warm start "
-    "than with a cold one; menus show the outer objective and the effective K instead.",
+    description="Over the outer steps, the error of the hypergradient is mostly lower with a warm "
+    "start than with a cold one; menus show the outer objective and the effective K instead.",
 )
