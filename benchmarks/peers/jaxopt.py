@@ -21,8 +21,8 @@ PROX = {"l1": jaxopt.prox.prox_lasso, "elastic net": jaxopt.prox.prox_elastic_ne
 
 def grid(case: Case) -> list[dict[str, str]]:
     if case.kind == "smooth":
-        adjoints = ["CG", "Cholesky"] if case.x0.size <= 1000 else ["CG"]
-        solvers = ["LBFGS", "NonlinearCG"]
+        adjoints = ["CG", "Cholesky"] if case.x0.size <= 500 else ["CG"]
+        solvers = ["LBFGS"]
     elif case.kind == "composite":
         adjoints, solvers = ["BiCGSTAB", "normal CG"], ["ProximalGradient"]
     else:

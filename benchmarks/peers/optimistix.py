@@ -13,7 +13,6 @@ from benchmarks.problems import Case
 SOLVERS = {
     "BFGS": optx.BFGS,
     "LBFGS": optx.LBFGS,
-    "NonlinearCG": optx.NonlinearCG,
     "Newton": optx.Newton,
     "FixedPointIteration": optx.FixedPointIteration,
 }
@@ -26,7 +25,7 @@ def grid(case: Case) -> list[dict[str, str]]:
     dense = case.x0.size <= 500
     if case.kind == "fixed point":
         return [{"solver": "FixedPointIteration", "adjoint": "GMRES"}]
-    choices = [{"solver": "LBFGS", "adjoint": "CG"}, {"solver": "NonlinearCG", "adjoint": "CG"}]
+    choices = [{"solver": "LBFGS", "adjoint": "CG"}]
     if dense:
         choices += [{"solver": s, "adjoint": "dense"} for s in ("LBFGS", "BFGS", "Newton")]
     return choices

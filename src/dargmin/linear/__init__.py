@@ -3,6 +3,7 @@
 from dargmin.linear.auto import Auto
 from dargmin.linear.cg import CG
 from dargmin.linear.dense import Dense
+from dargmin.linear.factored import Factored, factored
 from dargmin.linear.krylov import GMRES, BiCGStab
 from dargmin.linear.lanczos import lanczos, largest_eigenvalue
 from dargmin.linear.newton import Correction, newton_correction
@@ -22,6 +23,7 @@ from dargmin.linear.system import (
     solve_linear,
     solve_linear_differentiably,
 )
+from dargmin.linear.work import forming_pays
 
 __all__ = [
     "CG",
@@ -32,12 +34,15 @@ __all__ = [
     "Contraction",
     "Correction",
     "Dense",
+    "Factored",
     "LinearInfo",
     "LinearOptions",
     "LinearSolution",
     "Pairs",
     "Spectrum",
     "contraction",
+    "factored",
+    "forming_pays",
     "hessian_spectrum",
     "lanczos",
     "largest_eigenvalue",
