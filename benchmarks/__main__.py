@@ -21,7 +21,9 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--quick", action="store_true", help="small problems, in a few minutes")
     parser.add_argument("--tune", action="store_true", help="find the settings of all peers anew")
@@ -78,8 +80,13 @@ def rows_of(case: Any, modules: dict[str, ModuleType], search: bool, budget: flo
             begin = time.perf_counter()
             settings[case.name] = tune(module, case)
             save(peer, settings)
-            print(f"{case.name}: tuned {peer} in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
-        ways = {("tuned", f"{target:.0e}"): settings[case.name].get(f"{target:.0e}") for target in TARGETS}
+            print(
+                f"{case.name}: tuned {peer} in {time.perf_counter() - begin:.0f} s", file=sys.stderr
+            )
+        ways = {
+            ("tuned", f"{target:.0e}"): settings[case.name].get(f"{target:.0e}")
+            for target in TARGETS
+        }
         ways["as it comes", "1e-03"] = {} if module.grid(case) else None
         compiled: dict[str, Any] = {}
         for (how, target), chosen in ways.items():
@@ -111,7 +118,14 @@ def rows_of(case: Any, modules: dict[str, ModuleType], search: bool, budget: flo
     if "dargmin" in modules:
         rows["dargmin", "as it comes", "1e-03"] |= certificate(modules["dargmin"], case)
     for row in rows.values():
-        print({k: v for k, v in row.items() if k in ("problem", "peer", "how", "target", "ms", "error", "settings", "note")}, file=sys.stderr)
+        print(
+            {
+                k: v
+                for k, v in row.items()
+                if k in ("problem", "peer", "how", "target", "ms", "error", "settings", "note")
+            },
+            file=sys.stderr,
+        )
     return list(rows.values())
 
 
@@ -128,7 +142,9 @@ def certificate(module: ModuleType, case: Any) -> Row:
     import equinox as eqx
 
     error, ok, cost = eqx.filter_jit(module.report(case))(case.f, case.outer, case.x0, case.theta)
-    counts = dict(gradients=cost.gradients, products=cost.products, factorisations=cost.factorisations)
+    counts = dict(
+        gradients=cost.gradients, products=cost.products, factorisations=cost.factorisations
+    )
     return dict(estimate=float(error), ok=bool(ok)) | {k: int(v) for k, v in counts.items()}
 
 

@@ -146,7 +146,9 @@ def _details(rows: list[Row], problem: str) -> list[Row]:
         says = ""
         if row["ok"]:
             verdict = "ok" if row["ok"] == "True" else "not ok"
-            says = f"{verdict}, at most {float(row['estimate']):.0e}; {row['gradients']} gradients, "
+            says = (
+                f"{verdict}, at most {float(row['estimate']):.0e}; {row['gradients']} gradients, "
+            )
             says += f"{row['products']} products, {row['factorisations']} factors"
         lines.append({
             "": f"{row['peer'].replace('_', ' ')}, {row['how']} {row['target']}",

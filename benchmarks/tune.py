@@ -48,7 +48,12 @@ def tune(module: ModuleType, case: Case) -> dict[str, Any]:
             for tol, adjoint_tol in _candidates(error, target):
                 seconds = seconds_of(program.bind(tol, adjoint_tol))
                 if seconds < best.get(name, {"seconds": np.inf})["seconds"]:
-                    best[name] = {**choice, "tol": tol, "adjoint_tol": adjoint_tol, "seconds": seconds}
+                    best[name] = {
+                        **choice,
+                        "tol": tol,
+                        "adjoint_tol": adjoint_tol,
+                        "seconds": seconds,
+                    }
     return best
 
 
@@ -61,7 +66,9 @@ def _candidates(error: Any, target: float) -> list[tuple[float, float]]:
         low, high = 0, len(TOLERANCES) - 3  # the error is about monotone: halve the interval
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if error(tol, TOLERANCES[middle]) <= target else (middle + 1, high)
+            low, high = (
+                (low, middle) if error(tol, TOLERANCES[middle]) <= target else (middle + 1, high)
+            )
         found.append((tol, TOLERANCES[low]))
         if len(found) == 2:
             break

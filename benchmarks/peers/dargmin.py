@@ -52,7 +52,9 @@ def problem_of(case: Case, f: Any) -> Any:
     if case.kind == "smooth":
         return dargmin.Objective(f)
     first, second = (lambda t: jnp.exp(t[0])), (lambda t: jnp.exp(t[1]))
-    return dargmin.Composite(f, prox.l1(first) if case.penalty == "l1" else prox.elastic_net(first, second))
+    return dargmin.Composite(
+        f, prox.l1(first) if case.penalty == "l1" else prox.elastic_net(first, second)
+    )
 
 
 def report(case: Case) -> Callable:

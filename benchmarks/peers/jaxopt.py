@@ -50,7 +50,9 @@ def hypergradient(case: Case, choice: dict[str, str]) -> Callable:
             return getattr(jaxopt, choice.get("solver", "LBFGS"))(f, **tuned), x0, {"theta": theta}
         if case.kind == "composite":
             step = {"stepsize": 1 / case.L} if choice else {}
-            solver = jaxopt.ProximalGradient(lambda w, t: f(w, t), PROX[case.penalty], **tuned, **step)
+            solver = jaxopt.ProximalGradient(
+                lambda w, t: f(w, t), PROX[case.penalty], **tuned, **step
+            )
             return solver, x0, {"hyperparams_prox": _penalty(case, theta), "t": theta}
         solver = getattr(jaxopt, choice.get("solver", "FixedPointIteration"))
         return solver(f, **tuned), x0, {"theta": theta}

@@ -212,7 +212,9 @@ class Round(eqx.Module):
         close = 30 * jnp.finfo(at.remaining.dtype).eps * at.condition + self.goal.rtol
         near = at.settled & (at.remaining <= close * tree.norm(at.x))
         inf = jnp.full_like(s.error, jnp.inf)
-        return jax.lax.cond(near, there, lambda: (s.derivative, inf, 0 * s.scale, Cost(), jnp.asarray(False)))
+        return jax.lax.cond(
+            near, there, lambda: (s.derivative, inf, 0 * s.scale, Cost(), jnp.asarray(False))
+        )
 
     def estimate(
         self, s: State, at: Correction, found: Derivative

@@ -46,9 +46,7 @@ def choose_strategy(
         if factor and tree.size(x) <= SMALL:
             reason = "the objective is smooth and small: damped Newton steps"
             return Strategy(None, reason, factor)
-        return Strategy(
-            NewtonCG(), "the objective is smooth and not quadratic: Newton-CG", factor
-        )
+        return Strategy(NewtonCG(), "the objective is smooth and not quadratic: Newton-CG", factor)
     if isinstance(problem, Composite):
         return Strategy(
             ProximalGradient(),

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.cost import Cost
-from dargmin.linear.dense import materialise
+from dargmin.linear.forming import materialise
 from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
@@ -17,6 +17,7 @@ from dargmin.linear.solution import (
     failure,
     judge,
 )
+from dargmin.linear.work import SMALL
 from dargmin.types import LinearMap, Point
 
 MAX_REFINEMENTS = 12
@@ -32,15 +33,15 @@ class Factored(AbstractLinearSolver):
 
     Attributes
     ----------
-    half : array, shape (d, d)
-        C⁻¹, with M = C Cᵀ the Cholesky factorisation: M⁻¹ = C⁻ᵀ C⁻¹ is two products, which are
-        quicker than two triangular solves.
+    factor : array, shape (d, d)
+        C with M = C Cᵀ, lower; or, for small d, C⁻¹: two products are then quicker than two
+        triangular solves, and worth the inversion.
     largest, condition : arrays
         Estimates of ‖K₀‖ and of its condition number.
     singular, indefinite : bool arrays
         Whether σ > 0; whether a σ at the level of rounding was not enough."""
 
-    half: Float[Array, "d d"]
+    factor: Float[Array, "d d"]
     largest: Float[Array, ""]
     condition: Float[Array, ""]
     singular: Bool[Array, ""]
@@ -49,7 +50,7 @@ class Factored(AbstractLinearSolver):
     @property
     def cost(self) -> Cost:
         """What forming and factoring took."""
-        return Cost(0, self.half.shape[-1], 1 + self.singular.astype(int))
+        return Cost(0, self.factor.shape[-1], 1 + self.singular.astype(int))
 
     def solve(
         self,
@@ -110,7 +111,7 @@ class Factored(AbstractLinearSolver):
     def inverse(self, v: Point) -> Point:
         """M⁻¹ v."""
         flat, unravel = tree.ravel(v)
-        return unravel((self.half @ flat) @ self.half)
+        return unravel(_inverse(self.factor, flat))
 
 
 class _Refined(eqx.Module):
@@ -141,17 +142,25 @@ def factored(operator: LinearMap, like: Point) -> Factored:
         return ~fits & (tries < 6) & jnp.isfinite(largest)
 
     def attempt(state: tuple) -> tuple:
-        """The inverse factor of K + σI, and ‖(K + σI)⁻¹‖ from below."""
+        """A factor of K + σI, and ‖(K + σI)⁻¹‖ from below."""
         *_, tries = state
         raised = jnp.sqrt(eps) * largest * jnp.asarray(1e3, kind) ** (tries - 1)
         shift = jnp.where(tries == 0, 0, raised)
         shifted = matrix + shift * identity
         factor = jax.lax.linalg.cholesky(shifted, symmetrize_input=False)
-        half = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
-        once = (half @ v) @ half
-        twice = (half @ once) @ half
-        return half, tree.norm(twice) / tree.norm(once), tries + 1
+        if d <= SMALL:
+            factor = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+        once = _inverse(factor, v)
+        twice = _inverse(factor, once)
+        return factor, tree.norm(twice) / tree.norm(once), tries + 1
 
     start = identity, jnp.asarray(jnp.nan, kind), jnp.asarray(0)
-    half, inverse_norm, tries = jax.lax.while_loop(unfit, attempt, start)
-    return Factored(half, largest, largest * inverse_norm, tries > 1, tries > 2)
+    factor, inverse_norm, tries = jax.lax.while_loop(unfit, attempt, start)
+    return Factored(factor, largest, largest * inverse_norm, tries > 1, tries > 2)
+
+
+def _inverse(factor: Float[Array, "d d"], v: Float[Array, " d"]) -> Float[Array, " d"]:
+    """M⁻¹ v."""
+    if v.size <= SMALL:
+        return (factor @ v) @ factor
+    return jax.scipy.linalg.cho_solve((factor, True), v)

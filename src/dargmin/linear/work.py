@@ -12,11 +12,12 @@ from dargmin.types import LinearMap, Point
 SMALL = 64
 """Up to this many coordinates a factor is always cheap."""
 
-BATCHING = 16
+BATCHING = 8
 """How much faster d products with a data matrix at once are than one after the other: the one is
-bound by arithmetic, the other by memory. Measured on CPUs: 12 to 25."""
+bound by arithmetic, the other by memory. Measured on CPUs: 5 where the matrix fits into the cache,
+20 and more where it does not."""
 
-WORTH = 48
+WORTH = 72
 """Products, as many as a few solves by conjugate gradients take, that a factor may cost."""
 
 
@@ -24,7 +25,7 @@ def forming_pays(operator: LinearMap, like: Point) -> bool:
     """Whether forming the matrix of a symmetric operator and factoring it costs no more than a few
     solves by conjugate gradients.
 
-    A product with data matrices takes w operations in them; d at once cost d / 16 products, and the
+    A product with data matrices takes w operations in them; d at once cost d / 8 products, and the
     factor d³/3 operations that are as fast. Products that take no matrix are cheap as they are."""
     d = tree.size(like)
     if d <= SMALL:

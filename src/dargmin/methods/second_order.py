@@ -11,7 +11,7 @@ from dargmin import tree
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, solve_linear_differentiably
 from dargmin.linear.cg import run
-from dargmin.linear.dense import materialise
+from dargmin.linear.forming import materialise
 from dargmin.methods.base import AbstractMethod
 from dargmin.problems import AbstractProblem, Objective
 from dargmin.types import Parameters, Point
