@@ -1,8 +1,9 @@
 """The best of a stated grid, for each library, problem and target.
 
 The grid: every choice of the library's `grid`, times tolerances 10⁰ ... 10⁻¹² of the inner solve,
-times tolerances 10⁰ ... 10⁻¹² of the adjoint one. Of each choice the two loosest inner tolerances
-that can reach the target are tried, with the loosest adjoint tolerance that does; the fastest wins."""
+times tolerances 10⁰ ... 10⁻¹⁰ of the adjoint one. Of each choice, the two loosest inner tolerances
+that can reach the target are tried, with the loosest adjoint tolerance that does; the fastest of
+all wins."""
 
 import json
 from pathlib import Path

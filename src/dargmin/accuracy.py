@@ -74,10 +74,10 @@ def reach(
     first_rtol = default_rtol(kind) if strategy.factor else max(1e-6, default_rtol(kind))
     first_rtol = jnp.asarray(first_rtol if options.rtol is None else options.rtol, kind)
     most = 10 * MAX_ROUNDS if strategy.factor else MAX_ROUNDS
+    run = None if method is None else Run(problem, method.prepare(problem, x0, theta), theta)
     body = Round(
-        problem,
-        None if method is None else Run(problem, method.prepare(problem, x0, theta), theta),
-        quantity, theta, goal, options, first_rtol, known, strategy.factor and not constant, constant,
+        problem, run, quantity, theta, goal, options, first_rtol, known,
+        newton=strategy.factor and not constant, constant=constant,
     )  # fmt: skip
 
     def unfinished(s: State) -> Bool[Array, ""]:

@@ -1,7 +1,5 @@
 """One Cholesky factor for many solves: with this matrix, and with those near it."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from dargmin import tree
@@ -50,11 +50,11 @@ def _evaluate(program: ClosedJaxpr, arguments: list[Any], like: Array) -> list[A
     read = lambda v: v.val if isinstance(v, Literal) else known[v]
     for equation in program.jaxpr.eqns:
         inputs = [read(v) for v in equation.invars]
-        known |= zip(equation.outvars, _apply(equation, inputs, like), strict=True)
+        known |= zip(equation.outvars, _apply(program.jaxpr, equation, inputs, like), strict=True)
     return [read(v) for v in program.jaxpr.outvars]
 
 
-def _apply(equation: Any, inputs: list[Any], like: Array) -> list[Any]:
+def _apply(program: Any, equation: Any, inputs: list[Any], like: Array) -> list[Any]:
     """The outputs of one equation; those that depend on a column are columns."""
     columns = [isinstance(value, _Columns) for value in inputs]
     if any(columns):
@@ -65,9 +65,11 @@ def _apply(equation: Any, inputs: list[Any], like: Array) -> list[Any]:
             if rows is not None:
                 return [_Columns(rows)]
     variables = [v for v in equation.invars if not isinstance(v, Literal)]
-    function = jaxpr_as_fun(
-        ClosedJaxpr(Jaxpr((), variables, equation.outvars, [equation], equation.effects), ())
-    )
+    alone = program.replace(
+        constvars=(), invars=variables, outvars=equation.outvars, eqns=[equation],
+        effects=equation.effects,
+    )  # fmt: skip
+    function = jaxpr_as_fun(ClosedJaxpr(alone, ()))
     pairs = zip(equation.invars, inputs, strict=True)
     values = [value for v, value in pairs if not isinstance(v, Literal)]
     if not any(columns):

@@ -11,7 +11,7 @@ from dargmin.methods.first_order import (
     Nesterov,
 )
 from dargmin.methods.proximal import FixedPointIteration, ProximalGradient
-from dargmin.methods.second_order import ConjugateGradient, Newton, NewtonCG, armijo
+from dargmin.methods.second_order import ConjugateGradient, NewtonCG, armijo
 from dargmin.methods.sobolev import Sobolev
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "GradientDescent",
     "HeavyBall",
     "Nesterov",
-    "Newton",
     "NewtonCG",
     "ProximalGradient",
     "Sobolev",

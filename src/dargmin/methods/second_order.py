@@ -1,4 +1,4 @@
-"""Conjugate gradients, Newton's method and Newton-CG: methods that use the Hessian."""
+"""Conjugate gradients and Newton-CG: methods that use Hessian-vector products."""
 
 from typing import Any
 
@@ -11,7 +11,6 @@ from dargmin import tree
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, solve_linear_differentiably
 from dargmin.linear.cg import run
-from dargmin.linear.forming import materialise
 from dargmin.methods.base import AbstractMethod
 from dargmin.problems import AbstractProblem, Objective
 from dargmin.types import Parameters, Point
@@ -105,66 +104,6 @@ class NewtonCG(AbstractMethod):
 
     def cost(self, state: Any, steps: Any) -> Cost:
         return state[1]
-
-
-class Newton(AbstractMethod):
-    """x_{t+1} = x_t + a_t d_t,  (∇²f(x_t) + σ_t I) d_t = -∇f(x_t) by one Cholesky factor.
-
-    For small problems: the Hessian is formed. σ_t is the first of 0, 10⁻³, 10⁻², ... times ‖∇²f‖
-    that makes the matrix positive definite, and a constant of the derivative; a_t is the first of
-    1, ½, ¼, ... that decreases f enough (Armijo).
-
-    References
-    ----------
-    Nocedal, Wright (2006), algorithm 3.3."""
-
-    def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
-        if not isinstance(problem, Objective):
-            raise ValueError(
-                f"Newton runs on Objective(f), but this problem is {type(problem).__name__}."
-            )
-        return self
-
-    def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
-        return Cost()
-
-    def step(
-        self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
-    ) -> tuple[Point, Any, Point]:
-        assert isinstance(problem, Objective)
-        gradient = problem.residual(x, theta)
-        flat, unravel = tree.ravel(gradient)
-        matrix = materialise(problem.linear_system(x, theta).operator, x)
-        matrix = (matrix + matrix.T) / 2
-        shift, tries = _positive_shift(jax.lax.stop_gradient(matrix))
-        factor = jnp.linalg.cholesky(matrix + shift * jnp.eye(flat.size, dtype=flat.dtype))
-        direction = unravel(-jax.scipy.linalg.cho_solve((factor, True), flat))
-        size, trials = armijo(*tree.stop_gradient((problem, x, theta, gradient, direction)))
-        cost = state + Cost(1 + trials, flat.size, tries)
-        return tree.axpy(size, direction, x), cost, gradient
-
-    def cost(self, state: Any, steps: Any) -> Cost:
-        return state
-
-
-def _positive_shift(matrix: Float[Array, "d d"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The first of 0, 10⁻³, 10⁻², ... times ‖K‖ that makes K + σI positive definite, and the
-    number of factors that it took to find out."""
-    d, kind = matrix.shape[0], matrix.dtype
-    largest = jnp.sqrt(jnp.max(jnp.sum(jnp.square(matrix), axis=0)))
-
-    def fails(state: Any) -> Any:
-        shift, _ = state
-        factor = jax.lax.linalg.cholesky(
-            matrix + shift * jnp.eye(d, dtype=kind), symmetrize_input=False
-        )
-        return ~jnp.isfinite(factor[-1, -1]) & (shift <= largest)
-
-    def raised(state: Any) -> Any:
-        shift, tries = state
-        return jnp.maximum(10 * shift, 1e-3 * largest), tries + 1
-
-    return jax.lax.while_loop(fails, raised, (jnp.zeros((), kind), jnp.asarray(1)))
 
 
 @eqx.filter_custom_jvp
