@@ -25,11 +25,12 @@ def outer(x, theta):
 @pytest.mark.parametrize(
     ("make", "theta", "mode", "gradients", "products", "factorisations"),
     [
-        # one factor: Newton's step is the solution, and its certificate takes two products more
-        (lambda: zoo.ridge(X, Y), -4.0, None, 3, 12 + 6, 1),
-        (lambda: zoo.ridge(X, Y), -4.0, Implicit(CG()), 5, 60, 0),
-        (lambda: zoo.logistic(X, (Y > 0).astype(int)), -4.0, None, 20, 100, 6),
-        (lambda: zoo.elastic_net(X, Y), np.array([-3.0, -4.0]), None, 60, 120, 4),
+        # one factor: Newton's step is the solution, and 12 of the products form the matrix
+        (lambda: zoo.ridge(X, Y), -4.0, None, 3, 18, 1),
+        (lambda: zoo.ridge(X, Y), -4.0, Implicit(CG()), 5, 34, 0),
+        (lambda: zoo.logistic(X, (Y > 0).astype(int)), -4.0, None, 16, 77, 5),
+        # singular off the support: every dense solve takes two factorisations
+        (lambda: zoo.elastic_net(X, Y), np.array([-3.0, -4.0]), None, 14, 52, 8),
     ],
     ids=["ridge", "ridge by CG", "logistic", "elastic net"],
 )
@@ -37,12 +38,12 @@ def test_gradients_and_products_do_not_grow(make, theta, mode, gradients, produc
     instance = make()
     h = dargmin.hypergradient(outer, instance.problem, instance.x0, theta, mode=mode)
     assert h.ok
-    counted = h.cost.gradients, h.cost.products, h.cost.factorisations
-    assert [int(c) for c in counted] <= [gradients, products, factorisations], h.cost
-    assert h.cost.products <= products and h.cost.factorisations <= factorisations, h.cost
+    assert h.cost.gradients <= gradients, h.cost
+    assert h.cost.products <= products, h.cost
+    assert h.cost.factorisations <= factorisations, h.cost
 
 
-def test_nothing_d_by_d_is_kept_and_nothing_is_compiled_twice():
+def test_nothing_d_by_d_is_kept():
     d = 100_000
     problem = dargmin.Objective(lambda x, t: jnp.sum(jnp.exp(t) * x**2 / 2 + x**4 / 4 - x))
     phi = lambda x, t: 0.5 * jnp.sum((x - 1) ** 2)
