@@ -183,6 +183,8 @@ def _draw(out: Path, name: str, rows: list[Row], problems: list[str]) -> bool:
     plt = _pyplot()
     if plt is None:
         return False
+    from matplotlib import ticker
+
     columns = min(3, len(problems))
     lines = -(-len(problems) // columns)
     size = (4 * columns, 3 * lines + 0.5)
@@ -201,6 +203,9 @@ def _draw(out: Path, name: str, rows: list[Row], problems: list[str]) -> bool:
                     axis.plot(*zip(*points, strict=True), marker, color=colour, label=label)
         axis.set(xscale="log", yscale="log", title=problem)
         axis.title.set_fontsize(9)
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.axhline(1e-3, color="0.8", lw=0.8, zorder=0)
         axis.axhline(1e-6, color="0.8", lw=0.8, zorder=0)
     for axis in list(axes.flat)[len(problems) :]:
