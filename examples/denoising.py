@@ -1,4 +1,7 @@
 """Learning the weights of two denoisers from pairs of clean and noisy photographs.
+================================================================================
+
+::
 
     min_θ  ½ ‖x*(θ) - clean‖²
 
@@ -13,7 +16,7 @@ each, and c_b are the coefficients of one frequency: 63 weights, and none for th
 Compared on crops that were not trained on: each model with all its weights equal to the one that is
 best on the training crops, and with learnt weights; the two filters of SciPy, tuned alike.
 
-16 crops of 48 x 48 pixels to train on, 16 to test on, noise of standard deviation 0.1; PSNR in dB:
+16 crops of 48 x 48 pixels to train on, 16 to test on, noise of standard deviation 0.1; PSNR in dB::
 
     noisy                        19.99
     Wiener filter                26.60
@@ -29,6 +32,8 @@ gain, but the 2 lose 0.02 dB and the 8 lose 0.25 dB: they fit the training crops
 
 One split and one draw of the noise, and these sizes were settled on after trials with fewer crops,
 in which the 24 filters of 5 x 5 gained or lost about 0.1 dB: the gains are small, and need data.
+
+::
 
     python examples/denoising.py
 

@@ -1,4 +1,7 @@
 """Dataset distillation: ten learnt images that train a classifier as well as a thousand real ones.
+================================================================================================
+
+::
 
     min_{Z,λ} φ(W*(Z, λ)),   W*(Z, λ) = argmin_W (1/m) Σᵢ ℓ(W; zᵢ, cᵢ) + ½ λ ‖W‖²,
 
@@ -6,9 +9,11 @@ with softmax loss ℓ, fixed labels cᵢ (the same number m/10 for each digit), 
 the mean loss on 1,000 of scikit-learn's digits. Z starts at the class centroids, and is learnt
 with λ by L-BFGS-B from certified hypergradients.
 
+::
+
     python examples/distillation.py [--out dargmin-out] [--quick]
 
-Test accuracy in % at full size, mean of three splits (about three minutes of CPU):
+Test accuracy in % at full size, mean of three splits (about three minutes of CPU)::
 
     images                       10     20     50    100   1,000
     learnt                     96.6   96.2   96.6   96.4

@@ -1,4 +1,7 @@
 """A deep-equilibrium layer that reads digits: five derivatives of one fixed point.
+================================================================================
+
+::
 
     z*(θ) = tanh(W z* + U x + b),   W = 0.95 V / max(‖V‖₂, 0.95),   θ = (V, U, b, output layer)
 
@@ -10,7 +13,7 @@ gradient. The baselines have no equilibrium: W = 0, and no layer at all. Gradien
 estimated by `dargmin.certify`, at the weights of the last row.
 
 40 epochs, 1,000 digits to train on, 797 to test on, three splits: test accuracy in per cent (mean,
-range over splits) and the relative error of the gradient:
+range over splits) and the relative error of the gradient::
 
     logistic regression     92.9   1.8
     one layer, W = 0        96.4   0.9
@@ -25,6 +28,8 @@ It bears a derivative that is off by 60 per cent: the training loss shows that, 
 not. A step takes 0.1 ms in the baselines, and 5 to 11 ms in every mode, on a machine too busy to
 rank them. What an exact derivative buys here is to know that it is exact, and, unlike `Unrolled`,
 memory that does not grow with the number of iterations.
+
+::
 
     python examples/equilibrium.py
 

@@ -1,4 +1,7 @@
 """A penalty for each feature: when can a data set pay for that many hyperparameters?
+==================================================================================
+
+::
 
     min_θ φ(w*₁(θ), ..., w*₅(θ)),   w*ₖ(θ) = argmin_w (1/2nₖ) ‖Xₖ w - yₖ‖² + ½ Σⱼ e^θⱼ wⱼ²,
 
@@ -6,9 +9,11 @@ where w*ₖ is fitted without fold k and φ is the mean of the folds' errors: th
 cross-validated error of ridge regression, minimised over all the penalties at once by L-BFGS-B from
 certified hypergradients, starting from the best single penalty. Then all rows are fitted with them.
 
+::
+
     python examples/feature_penalties.py [--out dargmin-out] [--quick]
 
-Mean squared test errors at full size (means of ten seeds; about two minutes of CPU):
+Mean squared test errors at full size (means of ten seeds; about two minutes of CPU)::
 
                               10 useful features, 40 useless       diabetes + 40 of noise
     rows                        60    120    240    480    960       110    220    330

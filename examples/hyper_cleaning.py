@@ -1,4 +1,7 @@
 """Data hyper-cleaning: find wrong labels by learning a weight for every training sample.
+======================================================================================
+
+::
 
     min_w φ(W*(w)),  W*(w) = argmin_W (1/n) Σᵢ wᵢ ℓ(W; xᵢ, yᵢ) + ½ λ ‖W‖²,  0 ≤ wᵢ ≤ 1,
 
@@ -6,9 +9,11 @@ with softmax loss ℓ on scikit-learn's digits, where 30 % of the 1,000 labels y
 mean loss on 300 validation samples whose labels are right. The weights start at ½ and are learnt
 by L-BFGS-B from certified hypergradients, λ stays where it is best without weights.
 
+::
+
     python examples/hyper_cleaning.py [--out dargmin-out] [--quick]
 
-Test accuracy at full size, mean of five seeds (about two minutes of CPU):
+Test accuracy at full size, mean of five seeds (about two minutes of CPU)::
 
     all samples                          87.8 %
     300 highest losses left out          93.2 %   losses of the fit above; it is told how many

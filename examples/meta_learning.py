@@ -1,4 +1,7 @@
 """Learning where to start: a network that fits a new sinusoid in a few gradient steps.
+====================================================================================
+
+::
 
     min_w  E_task L_query(x_k(w)),   x_{t+1} = x_t - α ∇L_support(x_t),   x_0 = w
 
@@ -8,12 +11,14 @@ differentiation (`LateStart(last=1)`) included: the solution of an inner problem
 where its solver started. Where only a first derivative is wanted, dx_k/dw ≈ I is what is left
 (first-order MAML). In implicit MAML w is a parameter of the problem,
 
+::
+
     x*(w) = argmin_x L_support(x) + λ/2 ‖x - w‖²,   dx*/dw = (I + ∇²L_support / λ)⁻¹
 
 The tasks are those of Finn et al.: amplitude in [0.1, 5], phase in [0, π], inputs in [-5, 5], ten
 points, a network 1-40-40-1, α = 0.01. Joint training minimises the same loss without adaptation.
 
-After 10,000 iterations, mean squared error on 600 new tasks after 0, 1, 5 and 10 gradient steps:
+After 10,000 iterations, mean squared error on 600 new tasks after 0, 1, 5 and 10 gradient steps::
 
     random start                 4.00   3.81   3.92   4.15   (± 0.15 after 5)
     joint training               2.98   2.14   1.61   1.43   (± 0.07)
@@ -26,6 +31,8 @@ The derivative through all five steps beats the one that ignores them, and from 
 beats that of one step. Implicit MAML differentiates the minimiser (here with the Gauss-Newton
 matrix) and knows nothing of α: batches on which its steps diverge are passed over in training, and
 one of the 600 tasks in the mean. One training run each.
+
+::
 
     python examples/meta_learning.py
 

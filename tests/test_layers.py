@@ -20,7 +20,7 @@ LAYERS = """
     solve
     certificate
     theory
-    strategy quantity accuracy
+    strategy quantity rounds accuracy
     hypergradient sensitivity diagnosis diagnose candidates plan interop
     __init__
     bilevel

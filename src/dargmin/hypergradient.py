@@ -235,9 +235,9 @@ def _implicit_hypergradient(
     outer = eqx.filter_closure_convert(outer, x0, theta)
     problem = prepare(problem, warm.x, theta)
     problem, theta, warm, outer = refuse_derivatives((problem, theta, warm, outer))
-    strategy = choose_strategy(problem, warm.x, theta, method)
+    strategy = choose_strategy(problem, warm.x, theta, method, _recycle(options, warm.pairs))
     outcome = reach(
-        problem, strategy.method, _OuterGradient(outer), warm.x, theta,
+        problem, strategy, _OuterGradient(outer), warm.x, theta,
         batch_of_one(_Unknown(warm.extrapolated(), warm.pairs)), goal,
         _recycle(options, warm.pairs),
         amplification=warm.amplification, newton_first=warm_start is not None,

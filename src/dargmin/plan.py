@@ -188,8 +188,11 @@ def _for_accuracy(
     """The choice of `hypergradient`; or, to be unrolled, the first T that theory says is enough."""
     if mode is None:
         strategy = choose_strategy(problem, x0, theta, None)
-        method = strategy.method or ConjugateGradient()
-        if strategy.method is None and not isinstance(problem, Objective):
+        method = strategy.method
+        if method is None and isinstance(problem, Objective):
+            quadratic = problem.is_quadratic(x0, theta)
+            method = ConjugateGradient() if quadratic else NewtonCG()
+        elif method is None:
             method = GradientDescent()
         limit = {ConjugateGradient: tree.size(x0), NewtonCG: 50}.get(type(method), 1000)
         reason = describe_strategy(problem, x0, strategy, LinearOptions())

@@ -52,13 +52,9 @@ class AbstractQuantity(eqx.Module):
         """The derivative at x, its linear solve started from `start`."""
 
 
-def error_estimate(
-    found: Derivative, before: Derivative, rounding: Float[Array, " k"]
-) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
-    """The estimated absolute error of a derivative, and the part of it due to the linear solve."""
-    change = norms(tree.sub(found.value, before.value))
-    linear = found.amplification * found.residual * found.implicit
-    return jnp.maximum(change, rounding) + linear, linear
+def allowed_error(found: Derivative) -> Float[Array, " k"]:
+    """The absolute error that the residual of the linear solve allows."""
+    return found.amplification * found.residual * found.implicit
 
 
 class _Unsolved(AbstractLinearSolver):

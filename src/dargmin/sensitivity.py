@@ -154,11 +154,11 @@ def _sensitivity(
 ) -> Sensitivity:
     estimated = estimation_cost(problem, x0)
     problem, x0, theta = refuse_derivatives((prepare(problem, x0, theta), x0, theta))
-    strategy = choose_strategy(problem, x0, theta, method)
+    strategy = choose_strategy(problem, x0, theta, method, options)
     count = jax.tree.leaves(tangent)[0].shape[0]
     start = jax.tree.map(lambda u: jnp.zeros((count, *u.shape), u.dtype), x0)
     outcome = reach(
-        problem, strategy.method, _Tangents(tangent), x0, theta, start, goal, options,
+        problem, strategy, _Tangents(tangent), x0, theta, start, goal, options,
     )  # fmt: skip
     value, certificate = outcome.derivative.value, outcome.certificate
     if not batched:

@@ -4,6 +4,7 @@ from dargmin.linear.auto import Auto
 from dargmin.linear.blocks import BlockDense
 from dargmin.linear.cg import CG
 from dargmin.linear.dense import Dense
+from dargmin.linear.factored import Factored, factored
 from dargmin.linear.krylov import GMRES, BiCGStab
 from dargmin.linear.lanczos import lanczos, largest_eigenvalue
 from dargmin.linear.newton import Correction, newton_correction
@@ -23,6 +24,7 @@ from dargmin.linear.system import (
     solve_linear,
     solve_linear_differentiably,
 )
+from dargmin.linear.work import forming_pays
 
 __all__ = [
     "CG",
@@ -34,12 +36,15 @@ __all__ = [
     "Contraction",
     "Correction",
     "Dense",
+    "Factored",
     "LinearInfo",
     "LinearOptions",
     "LinearSolution",
     "Pairs",
     "Spectrum",
     "contraction",
+    "factored",
+    "forming_pays",
     "hessian_spectrum",
     "lanczos",
     "largest_eigenvalue",

@@ -14,6 +14,7 @@ from dargmin.linear.dense import Dense
 from dargmin.linear.krylov import GMRES
 from dargmin.linear.recycling import Pairs
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
+from dargmin.linear.work import SMALL
 from dargmin.status import Status, is_ok
 from dargmin.types import LinearMap, Point
 
@@ -23,15 +24,17 @@ class Auto(AbstractLinearSolver):
 
     Up to `small` coordinates the matrix is formed and factored at once. Up to `medium` a Krylov
     solver goes first, with as many steps as a factorisation is worth; if the condition asks for
-    more, the matrix is formed. Beyond `medium` nothing d x d is ever formed. `pairs` are for CG.
+    more, the matrix is formed. Beyond `medium` nothing d x d is ever formed. `pairs` and `error`
+    are for CG.
 
     `blocks` says that a symmetric system is that many systems, stacked along the first axis of
     every leaf of x: d is then the size of one, and each has a factor of its own."""
 
-    small: int = 64
+    small: int = SMALL
     medium: int = 2048
     pairs: Pairs | None = None
     blocks: int | None = None
+    error: Float[Array, ""] | float | None = None
 
     def solve(
         self,
@@ -60,8 +63,9 @@ class Auto(AbstractLinearSolver):
         if d <= self.small:
             return solve(direct)
         if d > self.medium:
-            return solve(CG(pairs=self.pairs) if symmetric else GMRES())
-        first = CG(max(d // 4, 64), self.pairs) if symmetric else GMRES(max_restarts=4)
+            return solve(CG(pairs=self.pairs, error=self.error) if symmetric else GMRES())
+        cg = CG(max(d // 4, 64), self.pairs, self.error)
+        first = cg if symmetric else GMRES(max_restarts=4)
         x, info = solve(first)
 
         def factor() -> tuple[Point, LinearInfo]:

@@ -1,5 +1,7 @@
 """Conjugate gradients for symmetric positive semidefinite systems (Hestenes and Stiefel, 1952)."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,11 @@ NEGLIGIBLE = 100
 looks small beside it."""
 
 
+SPREAD = 4
+"""The directions never point along the last eigenvector alone: their smallest Rayleigh quotient is
+typically 3 to 6 times the smallest eigenvalue that b sees."""
+
+
 class CG(AbstractLinearSolver):
     """x_{k+1} = x_k + α p_k, with α = ⟨r, z⟩ / ⟨p, Kp⟩ and z = M⁻¹r, then one refinement.
 
@@ -34,10 +41,14 @@ class CG(AbstractLinearSolver):
         Steps in a run. 10 d if None.
     pairs : Pairs, optional
         Of earlier, similar solves: they precondition this one (on top of the preconditioner, if
-        there is one), and those of this one come back with its report."""
+        there is one), and those of this one come back with its report.
+    error : float, optional
+        Stop also where the estimated relative error of x is this: the residual, times what it is
+        worth by the smallest curvature that was met."""
 
     max_steps: int | None = None
     pairs: Pairs | None = None
+    error: Float[Array, ""] | float | None = None
 
     def solve(
         self,
@@ -68,13 +79,15 @@ class CG(AbstractLinearSolver):
         )  # fmt: skip
 
         def unfinished(c: _Refinement) -> Bool[Array, ""]:
-            return (c.passes < 2) & (c.size > jnp.asarray(rtol, kind)) & ~c.broken
+            near = accurate(self.error, c.size**2, tree.dot(c.x, c.x), c.smallest)
+            return (c.passes < 2) & (c.size > jnp.asarray(rtol, kind)) & ~c.broken & ~near
 
         def refine(c: _Refinement) -> _Refinement:
             """A run from the true residual, from which the recursion for r drifts away."""
             found = run(
-                operator, c.residual, preconditioner, rtol=rtol, max_steps=limit, pairs=c.pairs
-            )
+                operator, c.residual, preconditioner, rtol=rtol, max_steps=limit, pairs=c.pairs,
+                error=self.error, origin=c.x,
+            )  # fmt: skip
             x = tree.add(c.x, found.x)
             r = tree.sub(b, operator(x))
             size = tree.norm(r)
@@ -95,7 +108,7 @@ class CG(AbstractLinearSolver):
 
         end = jax.lax.while_loop(unfinished, refine, begin)
         products = end.products + int(start is not None)
-        return end.x, _report(b, end, products, rtol)
+        return end.x, _report(b, end, products, rtol, self.error)
 
 
 class _Refinement(eqx.Module):
@@ -143,9 +156,12 @@ def run(
     rtol: float | Float[Array, ""],
     max_steps: int | Int[Array, ""],
     pairs: Pairs | None = None,
+    error: Any = None,
+    origin: Point | None = None,
 ) -> _Run:
     """Conjugate gradient steps on K x = b from zero, until ‖r‖ ≤ rtol, the curvature vanishes, or
-    `max_steps`. Where there is room for `pairs`, its steps take the place of the oldest."""
+    `max_steps`; or until x + origin has that estimated relative error. Where there is room for
+    `pairs`, its steps take the place of the oldest."""
     kind = tree.dtype(b)
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
     target = jnp.maximum(jnp.asarray(rtol, kind), eps * eps) ** 2
@@ -166,7 +182,11 @@ def run(
     )  # fmt: skip
 
     def unfinished(c: _Run) -> Bool[Array, ""]:
-        return (c.steps < max_steps) & ~c.broken & (c.size > target)
+        more = (c.steps < max_steps) & ~c.broken & (c.size > target)
+        if error is None:
+            return more
+        whole = c.x if origin is None else tree.add(origin, c.x)
+        return more & ~accurate(error, c.size, tree.dot(whole, whole), c.smallest)
 
     def step(c: _Run) -> _Run:
         product = operator(c.direction)
@@ -208,18 +228,32 @@ def run(
     return jax.lax.while_loop(unfinished, step, start)
 
 
+def accurate(
+    error: Any, size: Float[Array, ""], length: Float[Array, ""], smallest: Float[Array, ""]
+) -> Bool[Array, ""]:
+    """Whether ‖r‖ ≤ 10⁻² and SPREAD ‖r‖ / μ̂ ≤ error ‖x‖, from ‖r‖² and ‖x‖² and the smallest
+    Rayleigh quotient μ̂ met so far. Early in a run that is far above μ, hence the 10⁻²."""
+    if error is None:
+        return jnp.asarray(False)
+    limit = jnp.asarray(error, size.dtype) * jnp.where(jnp.isfinite(smallest), smallest, 0)
+    return (size <= 1e-4) & (SPREAD**2 * size <= limit**2 * length) & (smallest > 0)
+
+
 def _report(
-    b: Point, end: _Refinement, products: Int[Array, ""], rtol: float | Float[Array, ""]
+    b: Point,
+    end: _Refinement,
+    products: Int[Array, ""],
+    rtol: float | Float[Array, ""],
+    error: Any,
 ) -> LinearInfo:
     kind = tree.dtype(b)
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
     positive = (end.smallest > 0) & jnp.isfinite(end.smallest)
-    # The directions never point along the last eigenvector alone: their smallest Rayleigh
-    # quotient is typically 3 to 6 times the smallest eigenvalue that b sees.
-    spread = 4 * end.largest / jnp.where(positive, end.smallest, 1)
+    spread = SPREAD * end.largest / jnp.where(positive, end.smallest, 1)
     condition = jnp.maximum(jnp.where(positive, spread, 1), 1)
     length = tree.norm(end.x)
     success = judge(end.size, length, kind, rtol=rtol, largest=end.largest, condition=condition)
+    success = success | accurate(error, end.size**2, length**2, end.smallest)
     # A null vector p to which b is not orthogonal, beyond rounding.
     along = jnp.abs(tree.dot(b, end.direction)) > 10 * jnp.sqrt(eps) * tree.norm(end.direction)
     return LinearInfo(

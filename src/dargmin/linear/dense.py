@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dargmin import tree
+from dargmin.linear.forming import materialise
 from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
@@ -38,15 +39,6 @@ class Dense(AbstractLinearSolver):
         matrix = materialise(operator, b)
         x, info = solve_matrix(matrix, flat, symmetric=symmetric, rtol=rtol)
         return unravel(x), info
-
-
-def materialise(operator: LinearMap, like: Point) -> Float[Array, "d d"]:
-    """The matrix of a linear map on pytrees like `like`, by d batched products."""
-    flat, unravel = tree.ravel(like)
-    columns = jax.vmap(lambda e: tree.ravel(operator(unravel(e)))[0])(
-        jnp.eye(flat.size, dtype=flat.dtype)
-    )
-    return columns.T
 
 
 def solve_matrix(

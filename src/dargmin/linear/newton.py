@@ -60,7 +60,7 @@ def newton_correction(
     *,
     options: LinearOptions,
     max_rounds: int = 4,
-    gain: float = 1e-3,
+    gain: float | Float[Array, ""] = 1e-3,
 ) -> Correction:
     """Newton steps from x, each halved until ‖F‖ falls, until ‖F‖ is `gain` of what it was.
 

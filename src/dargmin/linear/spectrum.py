@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
-from dargmin.linear.dense import materialise
+from dargmin.linear.forming import materialise
 from dargmin.linear.lanczos import LANCZOS_STEPS, MARGIN, lanczos, largest_eigenvalue
 from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective
 from dargmin.status import Status, first_failure, is_ok

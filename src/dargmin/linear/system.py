@@ -148,7 +148,7 @@ def _normalised(
         operator,
         tree.scale(1 / unit, b),
         symmetric=symmetric,
-        start=None if start is None else tree.scale(1 / unit, start),
+        start=None if start is None else tree.scale(jnp.where(usable, 1 / unit, 0), start),
         preconditioner=preconditioner,
         rtol=rtol,
     )

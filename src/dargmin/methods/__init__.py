@@ -11,7 +11,7 @@ from dargmin.methods.first_order import (
     Nesterov,
 )
 from dargmin.methods.proximal import FixedPointIteration, ProximalGradient
-from dargmin.methods.second_order import ConjugateGradient, NewtonCG
+from dargmin.methods.second_order import ConjugateGradient, NewtonCG, armijo
 from dargmin.methods.sobolev import Sobolev
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "NewtonCG",
     "ProximalGradient",
     "Sobolev",
+    "armijo",
 ]

@@ -98,7 +98,7 @@ class NewtonCG(AbstractMethod):
         eta = jnp.minimum(jnp.asarray(self.forcing, norm.dtype), 0.9 * (norm / previous) ** 2)
         limit = 10 * tree.size(x) if self.max_products is None else self.max_products
         direction, products = _newton_direction(problem, x, theta, (eta, limit))
-        size, trials = _armijo(*tree.stop_gradient((problem, x, theta, gradient, direction)))
+        size, trials = armijo(*tree.stop_gradient((problem, x, theta, gradient, direction)))
         cost = cost + Cost(gradients=1 + trials, products=products)
         return tree.axpy(size, direction, x), (norm, cost), gradient
 
@@ -140,7 +140,7 @@ def _newton_direction_jvp(primals: Any, tangents: Any) -> Any:
     return (direction, products), (tangent, None)
 
 
-def _armijo(
+def armijo(
     problem: Objective, x: Point, theta: Parameters, gradient: Point, direction: Point
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """The first of 1, ½, ¼, ... with f(x + a d) ≤ f(x) + 10⁻⁴ a ⟨∇f, d⟩, up to rounding

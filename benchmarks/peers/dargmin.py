@@ -1,0 +1,67 @@
+"""dargmin: `solve` under `jax.grad`, or `hypergradient`, which comes with its certificate."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import dargmin
+from benchmarks.problems import Case
+from dargmin import prox
+
+METHODS = {
+    "NewtonCG": dargmin.NewtonCG,
+    "ConjugateGradient": dargmin.ConjugateGradient,
+    "ProximalGradient": dargmin.ProximalGradient,
+    "FixedPointIteration": dargmin.FixedPointIteration,
+}
+
+
+def grid(case: Case) -> list[dict[str, str]]:
+    methods = {
+        "smooth": ["NewtonCG", *(["ConjugateGradient"] if case.quadratic else [])],
+        "composite": ["ProximalGradient"],
+        "fixed point": ["FixedPointIteration"],
+    }[case.kind]
+    return [{"call": "hypergradient"}, *({"call": "solve", "method": m} for m in methods)]
+
+
+def hypergradient(case: Case, choice: dict[str, str]) -> Callable:
+    def gradient(f: Any, outer: Any, x0: Any, theta: Any, tol: Any, adjoint_tol: Any) -> Any:
+        problem = problem_of(case, f)
+        if choice.get("call") != "solve":
+            rtol = tol if choice else 1e-3
+            return dargmin.hypergradient(outer, problem, x0, theta, rtol=rtol, throw=False).gradient
+        method, mode = METHODS[choice["method"]](), dargmin.Implicit(rtol=adjoint_tol)
+
+        def value(theta: Any) -> Any:
+            x = dargmin.solve(
+                problem, method, x0, theta, steps=20_000, tol=tol, mode=mode, throw=False
+            ).x
+            return jnp.asarray(outer(x, theta))
+
+        return jax.grad(value)(theta)
+
+    return gradient
+
+
+def problem_of(case: Case, f: Any) -> Any:
+    if case.kind == "fixed point":
+        return dargmin.FixedPoint(f)
+    if case.kind == "smooth":
+        return dargmin.Objective(f)
+    first, second = (lambda t: jnp.exp(t[0])), (lambda t: jnp.exp(t[1]))
+    return dargmin.Composite(
+        f, prox.l1(first) if case.penalty == "l1" else prox.elastic_net(first, second)
+    )
+
+
+def report(case: Case) -> Callable:
+    """What `hypergradient` says of itself, as it comes: (estimated error, ok, cost)."""
+
+    def run(f: Any, outer: Any, x0: Any, theta: Any) -> Any:
+        h = dargmin.hypergradient(outer, problem_of(case, f), x0, theta, throw=False)
+        return h.certificate.error, h.ok, h.cost
+
+    return run

@@ -1,0 +1,259 @@
+"""peers.csv, and the page and figures made from it."""
+
+import csv
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+COLUMNS = [
+    "problem", "sweep", "d", "p", "condition", "peer", "how", "target", "settings", "error", "ms",
+    "spread", "gradient_equivalents", "temporaries_mb", "compile_s", "estimate", "ok", "gradients",
+    "products", "factorisations", "note",
+]  # fmt: skip
+
+
+def write_table(out: Path, rows: list[Row], quick: bool) -> None:
+    """Merge the rows into the table on disk: a problem that was run again replaces its old rows."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / ("peers_quick.csv" if quick else "peers.csv")
+    again = {(row["problem"], row["peer"]) for row in rows}
+    kept = [r for r in read_table(path) if (r["problem"], r["peer"]) not in again]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in [*kept, *rows]:
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def read_table(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+LIBRARIES = ("jaxopt", "optimistix", "torchopt")
+TIME_TARGETS = {
+    "ridge diabetes": 0.4,
+    "ridge 2000x500, condition 1e2": 0.85,
+    "ridge 2000x500, condition 1e4": 0.25,
+    "logistic breast_cancer": 0.5,
+    "logistic 5000x1000": 0.4,
+    "softmax 50000 parameters": 0.8,
+    "elastic net 500x1000": 0.5,
+    "lasso 500x1000": 0.5,
+}
+
+
+def write_page(out: Path, quick: bool) -> None:
+    """peers.md and its figures, from the table alone."""
+    name = "peers_quick" if quick else "peers"
+    rows = read_table(out / f"{name}.csv")
+    table = [row for row in rows if not row["sweep"]]
+    problems = list(dict.fromkeys(row["problem"] for row in table))
+    versions = ", ".join(f"{p} {_version(p)}" for p in ("dargmin", "jax", *LIBRARIES))
+    text = [
+        "# dargmin and other libraries",
+        f"`python -m benchmarks{' --quick' if quick else ''}` ({versions}, Python "
+        f"{platform.python_version()}, {platform.machine()})",
+        "Times are processor time on one pinned core, medians of interleaved repetitions, ± half "
+        "the distance between the quartiles; compilation is apart. *g.e.* is the time over that of "
+        "one inner gradient. Tuned: the fastest of a grid (benchmarks/peers) that reaches the "
+        "target. As it comes: every option at its default, 1e-3 asked for where one has to ask. "
+        "Ratios are to the fastest tuned library; plain JAX, written by hand for the problem at "
+        "hand, is shown beside it.",
+        "## Ratios",
+        _markdown(_ratios(table, problems)),
+        *_means(table, problems),
+    ]
+    for problem in problems:
+        text += [f"## {problem}", _markdown(_details(table, problem))]
+    if _draw(out, name, table, problems):
+        text.insert(3, f"![error against time]({name}.png)")
+    swept = [row for row in rows if row["sweep"]]
+    if swept and _draw_sweeps(out, name, swept):
+        text += ["## Growth", f"![time against size]({name}_growth.png)"]
+    (out / f"{name}.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _ms(row: Row | None) -> float:
+    return float(row["ms"]) if row and row["ms"] else math.inf
+
+
+def _find(rows: list[Row], problem: str, peer: str, how: str, target: str) -> Row | None:
+    key = (problem, peer, how, target)
+    found = [r for r in rows if (r["problem"], r["peer"], r["how"], r["target"]) == key]
+    return found[0] if found else None
+
+
+def _best(rows: list[Row], problem: str, target: str) -> float:
+    """The time of the fastest tuned library."""
+    return min(_ms(_find(rows, problem, peer, "tuned", target)) for peer in LIBRARIES)
+
+
+def _ratios(rows: list[Row], problems: list[str]) -> list[Row]:
+    lines = []
+    for problem in problems:
+        line = {"problem": problem}
+        for target in ("1e-03", "1e-06"):
+            best = _best(rows, problem, target)
+            for peer in ("dargmin", "plain_jax"):
+                own = _ms(_find(rows, problem, peer, "tuned", target))
+                line[f"{peer.replace('_', ' ')}, {target}"] = _number(own / best)
+        default = _find(rows, problem, "dargmin", "as it comes", "1e-03")
+        best = _best(rows, problem, "1e-03")
+        line["as it comes, certified"] = _number(_ms(default) / best)
+        line["target"] = str(TIME_TARGETS.get(problem, ""))
+        lines.append(line)
+    return lines
+
+
+def _means(rows: list[Row], problems: list[str]) -> list[str]:
+    """Geometric means over the problems where there is something to compare with."""
+    named = {
+        "tuned, 1e-03": ("tuned", "1e-03"),
+        "tuned, 1e-06": ("tuned", "1e-06"),
+        "as it comes, certified, against tuned at 1e-03": ("as it comes", "1e-03"),
+    }
+    lines = []
+    for name, (how, target) in named.items():
+        ratios = [
+            _ms(_find(rows, p, "dargmin", how, target)) / _best(rows, p, target) for p in problems
+        ]
+        ratios = [r for r in ratios if math.isfinite(r) and r > 0]
+        if ratios:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            lines.append(f"- {name}: geometric mean **{mean:.2f}** of {len(ratios)} problems")
+    return ["\n".join(lines)]
+
+
+def _details(rows: list[Row], problem: str) -> list[Row]:
+    lines = []
+    for row in rows:
+        if row["problem"] != problem:
+            continue
+        spread = f" ± {float(row['spread']):.0%}" if row["spread"] else ""
+        says = ""
+        if row["ok"]:
+            verdict = "ok" if row["ok"] == "True" else "not ok"
+            says = (
+                f"{verdict}, at most {float(row['estimate']):.0e}; {row['gradients']} gradients, "
+            )
+            says += f"{row['products']} products, {row['factorisations']} factors"
+        lines.append({
+            "": f"{row['peer'].replace('_', ' ')}, {row['how']} {row['target']}",
+            "error": f"{float(row['error']):.1e}" if row["error"] else row["note"],
+            "ms": _number(_ms(row)) + spread,
+            "g.e.": _number(float(row["gradient_equivalents"] or "inf")),
+            "MB": _number(float(row["temporaries_mb"] or "inf")),
+            "compile s": _number(float(row["compile_s"] or "inf")),
+            "settings": row["settings"],
+            "it says": says,
+        })  # fmt: skip
+    return lines
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else ""
+
+
+def _markdown(lines: list[Row]) -> str:
+    names = list(lines[0])
+    body = [[str(line[n]) for n in names] for line in lines]
+    return "\n".join("| " + " | ".join(r) + " |" for r in [names, ["---"] * len(names), *body])
+
+
+COLOURS = {
+    "dargmin": "C3", "plain_jax": "0.5", "jaxopt": "C0", "optimistix": "C2", "torchopt": "C1"
+}  # fmt: skip
+
+
+def _draw(out: Path, name: str, rows: list[Row], problems: list[str]) -> bool:
+    """Error against time, a panel for each problem."""
+    plt = _pyplot()
+    if plt is None:
+        return False
+    from matplotlib import ticker
+
+    columns = min(3, len(problems))
+    lines = -(-len(problems) // columns)
+    size = (4 * columns, 3 * lines + 0.5)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis, problem in zip(axes.flat, problems, strict=False):
+        for peer, colour in COLOURS.items():
+            shown = [r for r in rows if (r["problem"], r["peer"]) == (problem, peer) and r["ms"]]
+            for how, marker in (("tuned", "o"), ("as it comes", "x")):
+                points = [
+                    (float(r["ms"]), max(float(r["error"]), 1e-16))
+                    for r in shown
+                    if r["how"] == how and r["error"] not in ("", "inf")
+                ]
+                if points:
+                    label = f"{peer.replace('_', ' ')}, {how}"
+                    axis.plot(*zip(*points, strict=True), marker, color=colour, label=label)
+        axis.set(xscale="log", yscale="log", title=problem)
+        axis.title.set_fontsize(9)
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.axhline(1e-3, color="0.8", lw=0.8, zorder=0)
+        axis.axhline(1e-6, color="0.8", lw=0.8, zorder=0)
+    for axis in list(axes.flat)[len(problems) :]:
+        axis.remove()
+    figure.supxlabel("milliseconds")
+    figure.supylabel("relative error")
+    known = {}
+    for axis in figure.axes:
+        known |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=4, fontsize=8)
+    figure.savefig(out / f"{name}.png", dpi=120)
+    plt.close(figure)
+    return True
+
+
+def _draw_sweeps(out: Path, name: str, rows: list[Row]) -> bool:
+    """Time against the condition number, d, and the number of hyperparameters."""
+    plt = _pyplot()
+    if plt is None:
+        return False
+    axes_of = {"condition": "condition", "d": "d", "hyperparameters": "p"}
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axis, (sweep, column) in zip(axes, axes_of.items(), strict=True):
+        for peer, colour in COLOURS.items():
+            for how, style in (("tuned", "o-"), ("as it comes", "x--")):
+                points = sorted(
+                    (float(r[column]), float(r["ms"]))
+                    for r in rows
+                    if (r["sweep"], r["peer"], r["how"], r["target"]) == (sweep, peer, how, "1e-03")
+                    and r["ms"]
+                )
+                if points:
+                    label = f"{peer.replace('_', ' ')}, {how}"
+                    axis.plot(*zip(*points, strict=True), style, color=colour, label=label, ms=4)
+        axis.set(xscale="log", yscale="log", xlabel=sweep, ylabel="milliseconds")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=8)
+    figure.savefig(out / f"{name}_growth.png", dpi=120)
+    plt.close(figure)
+    return True
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+
+        matplotlib.use("agg")
+        import matplotlib.pyplot as plt
+    except ModuleNotFoundError:
+        return None
+    return plt

@@ -1,0 +1,262 @@
+"""One round of work on a derivative: inner solve, Newton correction, derivative, estimate."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dargmin import tree
+from dargmin.cost import Cost
+from dargmin.linear import (
+    CG,
+    Auto,
+    Correction,
+    Factored,
+    LinearOptions,
+    factored,
+    newton_correction,
+    solve_linear,
+)
+from dargmin.linear.newton import GAIN
+from dargmin.loop import Run, freeze
+from dargmin.methods import armijo
+from dargmin.problems import AbstractProblem, Objective
+from dargmin.quantity import AbstractQuantity, Derivative, allowed_error, norms, rounding
+from dargmin.status import Status, first_failure, is_ok
+from dargmin.types import Parameters, Point
+
+GAP = 0.1
+"""How much further the inner solve goes after a Newton correction that did not settle."""
+
+SHARE = 0.1
+"""How much of the error that is wanted a linear solve may make."""
+
+
+class Goal(eqx.Module):
+    """absolute_error <= atol + rtol·scale, within `steps` inner steps over all rounds."""
+
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    steps: int = eqx.field(static=True)
+
+    def wanted(self, scale: Float[Array, " k"]) -> Float[Array, " k"]:
+        return self.atol + self.rtol * scale
+
+
+class State(eqx.Module):
+    """Where the work stands after a round."""
+
+    x: Point
+    residual: Float[Array, ""]
+    derivative: Derivative
+    error: Float[Array, " k"]
+    scale: Float[Array, " k"]
+    taken: Bool[Array, ""]  # whether a derivative has been taken yet
+    remaining: Float[Array, ""]
+    tol: Float[Array, ""]
+    linear_rtol: Float[Array, ""]
+    status: Any
+    steps: Int[Array, ""]
+    rounds: Int[Array, ""]
+    failures: Int[Array, ""]
+    cost: Cost
+
+
+class Round(eqx.Module):
+    """What is the same in every round; called with a state, it returns the next.
+
+    Attributes
+    ----------
+    run : Run, optional
+        The inner method; None where Newton corrections alone get there.
+    known : Factored, optional
+        The factor of a Hessian that is the same everywhere, where there is one.
+    newton : bool
+        Whether every round is a Newton step with a new factor, and the derivative taken only near
+        the solution.
+    constant : bool
+        Whether the Hessian is the same everywhere."""
+
+    problem: AbstractProblem
+    run: Run | None
+    quantity: AbstractQuantity
+    theta: Parameters
+    goal: Goal
+    options: LinearOptions
+    first_rtol: Float[Array, ""]
+    known: Factored | None
+    newton: bool = eqx.field(static=True)
+    constant: bool = eqx.field(static=True)
+
+    def __call__(self, s: State) -> State:
+        x, steps, cost = self.inner(s)
+        solver = self.known
+        if self.newton:
+            solver = factored(self.problem.linear_system(x, self.theta).operator, x)
+            cost, steps = cost + solver.cost, steps + 1
+        at = self.correct(s, x, solver)
+        found, error, linear, checked, taken = self.evaluate(s, at, solver)
+        scale = norms(found.value)
+        unsettled = Status.where(at.settled, Status.ok, Status.not_converged)
+        status = first_failure(at.status, found.status, unsettled)
+        # Far from the solution linear solves fail too: if the budget is spent, that is the reason.
+        spent = (s.steps + steps >= self.goal.steps) & jnp.isfinite(at.residual)
+        status = Status.where(spent & ~at.settled, Status.not_converged, status)
+        closer = ~at.settled & (at.residual < 0.5 * s.residual)
+        progress = jnp.any(error < 0.5 * s.error) | closer | (s.rounds == 0)
+        if self.newton:
+            progress = progress | (jnp.isinf(jnp.max(error)) & (at.distance > 0))
+        cost = cost + Cost(at.evaluations, at.products, at.factorisations) + checked
+        return State(
+            x=at.x,
+            residual=at.residual,
+            derivative=found,
+            error=error,
+            scale=scale,
+            taken=s.taken | taken,
+            remaining=at.remaining,
+            # Where Newton's method did not settle, the inner solve has to come closer first.
+            tol=jnp.where(at.settled, s.tol, GAP * jnp.minimum(s.tol, at.residual)),
+            linear_rtol=self.tightened(s, linear, scale),
+            status=status,
+            steps=s.steps + steps,
+            rounds=s.rounds + 1,
+            failures=jnp.where(progress, 0, s.failures + 1),
+            cost=s.cost + cost,
+        )
+
+    def inner(self, s: State) -> tuple[Point, Int[Array, ""], Cost]:
+        """The method, from where the last round left off, down to the tolerance of this one."""
+        if self.run is None:
+            return s.x, jnp.asarray(0), Cost()
+        begin = eqx.tree_at(lambda c: c.residual, self.run.begin(s.x), s.residual)
+        end, _ = freeze(self.run, begin, self.goal.steps - s.steps, s.tol)
+        usable = tree.all_finite(end.x)
+        cost = self.run.method.cost(end.state, end.steps)
+        return tree.where(usable, end.x, s.x), end.steps, cost
+
+    def correct(self, s: State, x: Point, solver: Factored | None) -> Correction:
+        """x̂. On a quadratic, the first correction is the solution, and the next only measures how
+        far it is from it; elsewhere, all are as exact as the square of the error is worth."""
+        if solver is not None:
+            return self.newton_step(s, x, solver)
+        gain = jnp.clip(jnp.sqrt(self.goal.rtol), 1e-3, 0.1)
+        error = 0.3 * gain
+        if self.constant:
+            error = jnp.where(s.rounds == 0, SHARE * self.goal.rtol, 0.1)
+        return newton_correction(
+            self.problem, x, self.theta, options=self.linear(self.first_rtol, error, solver),
+            max_rounds=30 if self.run is None else 4, gain=gain,
+        )  # fmt: skip
+
+    def newton_step(self, s: State, x: Point, solver: Factored) -> Correction:
+        """x - a K⁻¹F with the factor at x, damped but where f is quadratic."""
+        assert isinstance(self.problem, Objective)
+        F = self.problem.residual(x, self.theta)
+        initial, trials = tree.norm(F), jnp.asarray(0)
+        if self.constant:
+            options = self.linear(self.first_rtol, self.first_rtol, solver)
+            solution = solve_linear(self.problem, x, self.theta, F, options=options)
+            step, products, failed = solution.value, solution.info.products, solution.info.status
+        else:
+            step, products = solver.inverse(F), jnp.asarray(0)
+            size, trials = armijo(self.problem, x, self.theta, F, tree.scale(-1.0, step))
+            step = tree.scale(size, step)
+            failed = Status.where(solver.indefinite, Status.not_positive_definite, Status.ok)
+        x = tree.sub(x, step)
+        residual, distance = tree.norm(self.problem.residual(x, self.theta)), tree.norm(step)
+        floor = 30 * jnp.finfo(residual.dtype).eps * solver.condition * tree.norm(x)
+        settled = (residual <= GAIN * initial) | (distance <= floor) | (initial == 0)
+        return Correction(
+            x=x,
+            residual=residual,
+            distance=distance,
+            # ‖K⁻¹‖ ‖F‖: a bound, if the estimate of ‖K⁻¹‖ is right
+            remaining=solver.condition / solver.largest * residual,
+            settled=settled & jnp.isfinite(initial),
+            condition=solver.condition,
+            status=Status.where(jnp.isfinite(initial), failed, Status.nonfinite),
+            evaluations=2 + trials,
+            products=products,
+            factorisations=jnp.asarray(0),
+        )
+
+    def linear(
+        self, rtol: Float[Array, ""], error: Float[Array, ""], solver: Factored | None
+    ) -> LinearOptions:
+        """Options for a solve to that residual, or to that estimated error if it comes first."""
+        chosen = self.options.solver if solver is None else solver
+        if self.options.rtol is None and (chosen is None or isinstance(chosen, CG | Auto)):
+            chosen = dataclasses.replace(Auto() if chosen is None else chosen, error=error)
+        return LinearOptions(chosen, self.options.preconditioner, rtol)
+
+    def evaluate(
+        self, s: State, at: Correction, solver: Factored | None
+    ) -> tuple[Derivative, Float[Array, " k"], Float[Array, " k"], Cost, Bool[Array, ""]]:
+        """The derivative at x̂, its estimated error, the part of that due to the linear solve, the
+        cost, and whether all that was done: on the way there by Newton steps, nothing is."""
+        share = SHARE * self.goal.rtol * s.linear_rtol / self.first_rtol
+        options = self.linear(s.linear_rtol, share, solver)
+
+        def there() -> tuple[Any, ...]:
+            found = self.quantity(self.problem, at.x, self.theta, s.derivative.unknown, options)
+            found = _remember(found, s.derivative)
+            error, linear, cost = self.estimate(s, at, found)
+            return found, error, linear, found.cost + cost, jnp.asarray(True)
+
+        if not self.newton:
+            return there()
+        close = 30 * jnp.finfo(at.remaining.dtype).eps * at.condition + self.goal.rtol
+        near = at.settled & (at.remaining <= close * tree.norm(at.x))
+        inf = jnp.full_like(s.error, jnp.inf)
+        return jax.lax.cond(
+            near, there, lambda: (s.derivative, inf, 0 * s.scale, Cost(), jnp.asarray(False))
+        )
+
+    def estimate(
+        self, s: State, at: Correction, found: Derivative
+    ) -> tuple[Float[Array, " k"], Float[Array, " k"], Cost]:
+        """The estimated absolute error, the part of it due to the linear solve, and the cost.
+
+        The difference of two rounds is the error of the earlier one. With a factor of a constant
+        Hessian the first round has the solution, but for rounding, which is looked at in any case,
+        once nothing else stands in the way."""
+        linear = allowed_error(found)
+        change, comparable = jnp.zeros_like(linear), at.settled & is_ok(at.status)
+        if self.known is None:
+            change = norms(tree.sub(found.value, s.derivative.value))
+            comparable = comparable & s.taken & is_ok(s.status)
+        comparable = comparable & is_ok(found.status)
+        if self.known is not None:
+            rounded, cost = rounding(self.quantity, self.problem, at, self.theta, found)
+        else:
+            error = change + linear
+            wanted = self.goal.wanted(norms(found.value))
+            falling = jnp.any((error > wanted) & (error < 0.5 * s.error))
+            rounded, cost = jax.lax.cond(
+                comparable & ~falling,
+                lambda: rounding(self.quantity, self.problem, at, self.theta, found),
+                lambda: (jnp.zeros_like(linear), Cost()),
+            )
+        error = jnp.maximum(change, rounded) + linear
+        return jnp.where(comparable, error, jnp.inf), linear, cost
+
+    def tightened(
+        self, s: State, linear: Float[Array, " k"], scale: Float[Array, " k"]
+    ) -> Float[Array, ""]:
+        """The relative residual of the next linear solve."""
+        if self.options.rtol is not None:
+            return s.linear_rtol
+        eps = jnp.asarray(jnp.finfo(scale.dtype).eps, scale.dtype)
+        share = SHARE * self.goal.wanted(scale) / jnp.maximum(linear, eps * eps)
+        return jnp.clip(s.linear_rtol * jnp.min(share), eps, s.linear_rtol)
+
+
+def _remember(found: Derivative, before: Derivative) -> Derivative:
+    """A solve that starts where the last one ended takes few steps, and learns little of K."""
+    where = lambda d: (d.amplification, d.condition)
+    known = jax.tree.map(jnp.maximum, where(found), where(before))
+    return eqx.tree_at(where, found, known)
