@@ -13,11 +13,12 @@ BIN := $(VENV)/bin
 # A stamp says what was installed and for which Python: another PY finds no stamp, and installs.
 DEMO := $(VENV)/.installed-studies-$(notdir $(PY))
 DEV := $(VENV)/.installed-dev-$(notdir $(PY))
+SITE := $(VENV)/.installed-docs-$(notdir $(PY))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one environment: two pips at once would break it
-.PHONY: help demo test lint bench figures pins clean
+.PHONY: help demo test lint docs bench figures pins clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -33,6 +34,10 @@ lint: $(DEV) ## ruff (rules and format) and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(SITE) ## the site, into docs/_build/html, offline; any warning fails (runs the examples, small)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "Open docs/_build/html/index.html."
 
 bench: $(DEV) ## all tables, into benchmarks/results (about two hours)
 	$(BIN)/python -m benchmarks --out $(RESULTS)
@@ -52,9 +57,10 @@ pins: ## write constraints.txt anew (what still fits stays; delete the file firs
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
 	    --no-header --no-annotate --output-file constraints.txt pyproject.toml
 
-clean: ## remove the environment, the caches and dargmin-out
+clean: ## remove the environment, the caches, the site and dargmin-out
 	rm -rf $(VENV) dargmin-out build dist .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf docs/_build docs/gallery docs/measurements
+	find src tests benchmarks docs examples -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # What `dev` installs contains what `studies` does.
 $(DEV): pyproject.toml constraints.txt
@@ -66,6 +72,11 @@ $(DEMO): pyproject.toml constraints.txt
 	$(ENVIRONMENT)
 	$(call INSTALL,studies)
 	@touch $(DEMO)
+
+$(SITE): pyproject.toml constraints.txt
+	$(ENVIRONMENT)
+	$(call INSTALL,docs)
+	@touch $(SITE)
 
 # An environment that has no pip (interrupted or incomplete) or another Python is made anew. Where
 # Python comes without ensurepip (Debian keeps it in a package of its own), PY's pip installs pip.
