@@ -283,7 +283,7 @@ def learnt_pairs(numbers: dict) -> list[tuple[str, str]]:
 
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("dargmin-out"))
     parser.add_argument("--quick", action="store_true", help="fewer and smaller crops")
     arguments = parser.parse_args()

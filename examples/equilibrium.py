@@ -222,7 +222,7 @@ def draw(numbers: dict, losses: dict) -> Figure:
 
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("dargmin-out"))
     parser.add_argument("--quick", action="store_true", help="five epochs, one seed")
     arguments = parser.parse_args()

@@ -249,7 +249,7 @@ def draw(starts: dict, numbers: dict) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("dargmin-out"))
     parser.add_argument("--quick", action="store_true", help="500 iterations")
     arguments = parser.parse_args()
