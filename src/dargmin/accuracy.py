@@ -11,7 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.certificate import (
@@ -65,9 +65,13 @@ def reach(
     `start` and `amplification` are what earlier linear solves left behind; `newton_first` says
     that x0 may be so close that no inner steps are needed."""
     kind, method = tree.dtype(x0), strategy.method
-    initial = tree.norm(problem.residual(x0, theta))
+    residual = problem.residual(x0, theta)
+    initial = tree.norm(residual)
     constant = isinstance(problem, Objective) and bool(problem.quadratic)
-    cost, known = Cost(gradients=1), None
+    cost, known, floor = Cost(gradients=1), None, jnp.zeros((), kind)
+    if method is not None and not newton_first:
+        floor, looked = _rounding_of_residual(problem, x0, theta, residual)
+        cost = cost + Cost(gradients=looked)
     if strategy.factor and constant:
         known = factored(problem.linear_system(x0, theta).operator, x0)
         cost = cost + known.cost
@@ -76,7 +80,7 @@ def reach(
     most = 10 * MAX_ROUNDS if strategy.factor else MAX_ROUNDS
     run = None if method is None else Run(problem, method.prepare(problem, x0, theta), theta)
     body = Round(
-        problem, run, quantity, theta, goal, options, first_rtol, known,
+        problem, run, quantity, theta, goal, options, first_rtol, floor, known,
         newton=strategy.factor and not constant, constant=constant,
     )  # fmt: skip
 
@@ -95,7 +99,7 @@ def reach(
     state = State(
         x=x0, residual=initial, derivative=blank, error=infinite, scale=0 * blank.implicit,
         taken=jnp.asarray(False), remaining=jnp.asarray(jnp.inf, kind),
-        tol=jnp.asarray(jnp.inf, kind) if newton_first else 1e-2 * initial,
+        tol=jnp.asarray(jnp.inf, kind) if newton_first else jnp.maximum(1e-2 * initial, floor),
         linear_rtol=first_rtol,
         status=Status.where(jnp.isfinite(initial), Status.not_converged, Status.nonfinite),
         steps=zero, rounds=zero, failures=zero, cost=cost,
@@ -104,6 +108,23 @@ def reach(
     end = body(state) if known is not None else _loop(unfinished, body, state)
     certificate = _certificate(problem, theta, end, goal)
     return Outcome(end.x, end.derivative, certificate, end.cost, end.steps)
+
+
+def _rounding_of_residual(
+    problem: AbstractProblem, x0: Point, theta: Parameters, residual: Point
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """A hundred times what a change of x0 by a few units in the last place does to F, and the
+    gradients that it took: at a start that is the solution, F is rounding, and no method gets
+    below it. A start from zero is none."""
+    kind = tree.dtype(x0)
+
+    def compare() -> tuple[Float[Array, ""], Int[Array, ""]]:
+        beside = tree.scale(1 + 4 * jnp.finfo(kind).eps, x0)
+        change = tree.norm(tree.sub(problem.residual(beside, theta), residual))
+        return jnp.where(jnp.isfinite(change), 100 * change, 0), jnp.asarray(1)
+
+    nothing = lambda: (jnp.zeros((), kind), jnp.asarray(0))
+    return jax.lax.cond(tree.norm(x0) > 0, compare, nothing)
 
 
 def _certificate(

@@ -72,6 +72,8 @@ class Round(eqx.Module):
     ----------
     run : Run, optional
         The inner method; None where Newton corrections alone get there.
+    floor : array
+        Of the tolerances of the inner method: what rounding leaves of the residual.
     known : Factored, optional
         The factor of a Hessian that is the same everywhere, where there is one.
     newton : bool
@@ -87,6 +89,7 @@ class Round(eqx.Module):
     goal: Goal
     options: LinearOptions
     first_rtol: Float[Array, ""]
+    floor: Float[Array, ""]
     known: Factored | None
     newton: bool = eqx.field(static=True)
     constant: bool = eqx.field(static=True)
@@ -119,7 +122,9 @@ class Round(eqx.Module):
             taken=s.taken | taken,
             remaining=at.remaining,
             # Where Newton's method did not settle, the inner solve has to come closer first.
-            tol=jnp.where(at.settled, s.tol, GAP * jnp.minimum(s.tol, at.residual)),
+            tol=jnp.where(
+                at.settled, s.tol, jnp.maximum(GAP * jnp.minimum(s.tol, at.residual), self.floor)
+            ),
             linear_rtol=self.tightened(s, linear, scale),
             status=status,
             steps=s.steps + steps,

@@ -205,8 +205,10 @@ def prepare(problem: _Problem, x: Point, theta: Parameters) -> _Problem:
     """The problem with its closures converted and its step size, if it has one, settled.
 
     Done once where a computation begins, so that residual, tolerance, derivative and certificate
-    all mean the same F."""
-    problem = problem.convert_closures(x, theta)
+    all mean the same F. What the closures hold stays data to the compiler, which would otherwise
+    spend seconds on working out XᵀX beforehand."""
+    arrays, functions = eqx.partition(problem.convert_closures(x, theta), eqx.is_array)
+    problem = eqx.combine(jax.lax.optimization_barrier(arrays), functions)
     if isinstance(problem, Composite) and problem.step_size is None:
         step = 1 / smoothness(problem, x, theta)
         problem = eqx.tree_at(
