@@ -17,10 +17,10 @@ an `equinox.Module`, or arguments of an outer `jit`: a function that merely clos
 them to the compiler as constants, which JAX refuses for arrays that span several processes.
 
 What to look at, each problem being solved once more on one device: `difference`, the relative
-distance of the two gradients, which is rounding; `data` and `temporaries`, the bytes on a device,
-which fall with the number of devices (the temporaries are a scaled copy or two of X, for XᵀSX;
-above 2,048 features the solver is CG, and they are a few vectors); `largest message`, the largest
-array in any collective operation of the compiled program: d x d numbers, never the data.
+distance of the two gradients, is rounding; `data each` and `temporaries`, the bytes on a device,
+fall with the number of devices (the temporaries are a scaled copy or two of X, for XᵀSX; with CG,
+above 2,048 features at the latest, they are a few vectors); `largest message`, the largest array
+in any collective operation of the compiled program, is d x d numbers at most, never the data.
 
 ::
 
@@ -29,7 +29,7 @@ array in any collective operation of the compiled program: d x d numbers, never 
     python examples/scale/sharded.py --features 2500   conjugate gradients, nothing d x d
 
 On several GPUs of one machine: `JAX_PLATFORMS=cuda`, and as many `--devices`. On a cluster, every
-host runs one program that calls `jax.distributed.initialize()` (Slurm, Cloud TPU and others need no
+host runs a program that calls `jax.distributed.initialize()` (Slurm, Cloud TPU and others need no
 arguments), reads its own rows into `jax.make_array_from_process_local_data(rows, block)`, and goes
 on as `compare` does here. The processes should be of one kind: all take the same number of steps
 because all compute the same bits from the same sums."""
@@ -136,7 +136,7 @@ def compare(rows: int, features: int) -> None:
     if jax.process_index() == 0:  # what one device computes is no business of the others
         alone = data(rows, features, SingleDeviceSharding(jax.local_devices()[0]))
         print(
-            f"{rows:,} x {features} numbers to train on and as many held out, on "
+            f"{rows:,} x {features:,} numbers to train on and as many held out, on "
             f"{jax.device_count()} {jax.default_backend()} devices of {jax.process_count()} "
             f"process{'es' if jax.process_count() > 1 else ''}.\n\n"
             f"{'problem':10}{'devices':>7}{'rows each':>12}{'data each':>13}{'temporaries':>13}"
@@ -203,6 +203,7 @@ def launch(arguments: argparse.Namespace) -> None:
         running = [worker for worker in running if worker.is_alive()]
     for worker in running:
         worker.kill()
+    for worker in workers:
         worker.join()
     if any(worker.exitcode != 0 for worker in workers):
         late = "did not end in time" if time.monotonic() > deadline else "failed"
