@@ -4,6 +4,7 @@ Warnings are errors through pyproject.toml. Nothing here may import dargmin: the
 first, because it checks only what is imported after it."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same numbers everywhere, unless asked otherwise
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -11,6 +12,13 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# Many tests compile the same programs, and a second run all those of the first.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import jax
