@@ -36,6 +36,7 @@ html_math_renderer = "mathml"
 
 # Types are in the docstrings, with shapes; names in single backticks are links where they can be.
 default_role = "literal"
+highlight_language = "none"  # literal blocks of the docstrings are formulas and tables
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
 autodoc_default_options = {
@@ -62,6 +63,7 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "furo"
+pygments_style, pygments_dark_style = "tango", "github-dark"
 html_title = "dargmin"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
