@@ -11,6 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "scale" / "sharded.py"
+# A proxy, which many institutes prescribe, must not come between processes on one machine.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT / "src"),
+    "http_proxy": "http://127.0.0.1:9",
+    "no_proxy": "",
+}
 
 
 def megabytes(text):
@@ -23,7 +30,7 @@ def test_rows_on_four_devices_give_the_gradient_of_one(processes):
     options = dict(rows=rows, features=features, devices=4, processes=processes, timeout=120)
     done = subprocess.run(
         [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in options.items())],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT / "src")},
+        env=os.environ | ENVIRONMENT,
         capture_output=True, text=True, timeout=150,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

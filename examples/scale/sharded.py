@@ -188,6 +188,8 @@ def launch(arguments: argparse.Namespace) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]  # gRPC would ask the proxy for 127.0.0.1, and wait for ever
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that runs JAX may hang
     workers = [
         spawn.Process(target=work, args=(arguments, i, port), daemon=True)
