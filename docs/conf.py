@@ -9,6 +9,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "_ext"))
 
 import gallery  # noqa: E402
+from docutils import nodes  # noqa: E402
 
 import dargmin  # noqa: E402
 
@@ -36,7 +37,6 @@ html_math_renderer = "mathml"
 
 # Types are in the docstrings, with shapes; names in single backticks are links where they can be.
 default_role = "literal"
-highlight_language = "none"  # literal blocks of the docstrings are formulas and tables
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
 autodoc_default_options = {
@@ -89,5 +89,12 @@ def _links_of_the_site(app, docname, source):
     source[0] = re.sub(r"\]\(\.\./examples/(\w+)\.py", r"](gallery/\1.rst", text)
 
 
+def _plain_blocks(app, doctree):
+    """Literal blocks that name no language are formulas and tables, in the examples as well."""
+    for block in doctree.findall(nodes.literal_block):
+        block.setdefault("language", "none")
+
+
 def setup(app):
+    app.connect("doctree-read", _plain_blocks)
     app.connect("source-read", _links_of_the_site)
