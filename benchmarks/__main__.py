@@ -35,6 +35,7 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     warnings.filterwarnings("ignore", "JAXopt is no longer", DeprecationWarning)
+    warnings.filterwarnings("ignore", "We.ve integrated functorch", FutureWarning)
 
     import jax
 

@@ -3,6 +3,7 @@
 Smooth problems only: it has no prox, and its implicit gradients take the optimality condition of a
 minimum. Needs benchmarks/requirements-torch.txt; the data are handed over as NumPy arrays."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,17 +22,35 @@ MOST = 20_000
 def grid(case: Case) -> list[dict[str, str]]:
     if case.kind != "smooth" or type(case.f).__name__ not in OBJECTIVES:
         return []
-    return [{"solver": "Nesterov", "adjoint": "CG"}]
+    adjoints = ["cg", *(["inv"] if case.x0.size <= 1000 else [])]
+    return [{"solver": "Nesterov", "adjoint": adjoint} for adjoint in adjoints]
 
 
 def hypergradient(case: Case, choice: dict[str, str]) -> Callable:
     """(tol, adjoint_tol) -> gradient; the data are bound when it is made."""
-    f = _objective(case.f)
     outer = _objective(case.outer)
-    root = case.condition**0.5
-    momentum = (root - 1) / (root + 1) if choice else 0.9
+    layer = functools.cache(functools.partial(_layer, case, choice))
 
-    class Inner(torchopt.nn.ImplicitMetaGradientModule, linear_solve=None):  # pyright: ignore
+    def gradient(tol: float, adjoint_tol: float) -> np.ndarray:
+        theta = torch.tensor(np.asarray(case.theta), requires_grad=True)
+        inner = layer(adjoint_tol)(theta, tol).solve()
+        (found,) = torch.autograd.grad(outer(inner.x, theta), theta)
+        return found.numpy()
+
+    return gradient
+
+
+def _layer(case: Case, choice: dict[str, str], adjoint_tol: float) -> Any:
+    """A layer whose output is the minimiser: tuned, or 100 steps with momentum 0.9 and the default
+    adjoint."""
+    f, root = _objective(case.f), case.condition**0.5
+    momentum = (root - 1) / (root + 1) if choice else 0.9
+    solve = {
+        "cg": torchopt.linear_solve.solve_cg(rtol=adjoint_tol, maxiter=MOST),
+        "inv": torchopt.linear_solve.solve_inv(),
+    }.get(choice.get("adjoint", ""))
+
+    class Inner(torchopt.nn.ImplicitMetaGradientModule, linear_solve=solve):
         def __init__(self, theta: Any, tol: float):
             super().__init__()
             self.theta, self.tol = theta, tol
@@ -41,28 +60,18 @@ def hypergradient(case: Case, choice: dict[str, str]) -> Callable:
             return f(self.x, self.theta)
 
         def solve(self) -> Any:
-            steps = MOST if choice else 100
             optimizer = torch.optim.SGD(
                 [self.x], lr=1 / case.L, momentum=momentum, nesterov=momentum > 0
             )
-            for _ in range(steps):
-                optimizer.zero_grad()
-                loss = self.objective()
-                loss.backward(inputs=[self.x])
-                if float(self.x.grad.norm()) <= self.tol:
-                    break
-                optimizer.step()
+            with torch.enable_grad():
+                for _ in range(MOST if choice else 100):
+                    (self.x.grad,) = torch.autograd.grad(self.objective(), (self.x,))
+                    if choice and float(self.x.grad.norm()) <= self.tol:
+                        break
+                    optimizer.step()
             return self
 
-    def gradient(tol: float, adjoint_tol: float) -> np.ndarray:
-        options = {"rtol": adjoint_tol, "maxiter": MOST} if choice else {}
-        Inner.linear_solve = torchopt.linear_solve.solve_normal_cg(**options)
-        theta = torch.tensor(np.asarray(case.theta), requires_grad=True)
-        inner = Inner(theta, tol if choice else 0.0).solve()
-        (found,) = torch.autograd.grad(outer(inner.x, theta), theta)
-        return found.numpy()
-
-    return gradient
+    return Inner
 
 
 def compile_program(function: Callable, case: Case) -> Program:
