@@ -148,15 +148,21 @@ def _controlled(chart: Any, frame: pd.DataFrame, controls: dict[str, Any]) -> An
         choices = sorted(set(frame[column])) if not isinstance(first, str) else None
         name = "pick_" + "".join(c for c in column if c.isalnum())
         if choices is None:
-            bind = alt.binding_select(options=list(dict.fromkeys(frame[column])), name=f"{column} ")
+            options = list(dict.fromkeys(frame[column]))
+            bind = alt.binding_select(options=options, name=f"{_said(column)} ")
         else:
             step = float(np.min(np.diff(choices))) if len(choices) > 1 else 1.0
             bind = alt.binding_range(
-                min=float(choices[0]), max=float(choices[-1]), step=step, name=f"{column} "
+                min=float(choices[0]), max=float(choices[-1]), step=step, name=f"{_said(column)} "
             )
         pick = alt.param(name=name, value=first, bind=bind)
         chart = chart.add_params(pick).transform_filter(alt.datum[column] == pick)
     return chart
+
+
+def _said(column: str) -> str:
+    """What a control is called: its column, but for the logarithms."""
+    return column.replace("log10_", "log₁₀ of the ")
 
 
 def _colour(frame: pd.DataFrame, series: str) -> Any:

@@ -143,7 +143,7 @@ def verdict(frame: Frame) -> Verdict:
     return Verdict(
         (HOLDS if largest(far) < 2 else LIMITS) if ok else LIMITS if seen else MISSED,
         f"Where f is quadratic, the predicted peaks are right for penalties that do not commute, "
-        f"too (off by a factor {largest(quadratic):.4g} at most). On logistic and multinomial "
+        f"too (within {100 * (largest(quadratic) - 1):.1g} %). On logistic and multinomial "
         f"regression {seen} of {int((~quadratic).sum())} runs have a burn-in; the quadratic "
         f"model at x* gives its height within a factor {largest(near):.3g} from zero, and within "
         f"{largest(far):.3g} from a random start. Where there is a burn-in, it ranks the "

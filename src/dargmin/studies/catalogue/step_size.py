@@ -79,7 +79,7 @@ def figure(frame: Frame) -> Figure:
     long = scaled.melt(keep, list(names.values()), "what", "value")
     return points(
         long, x="distance", y="value", series="what", join=True, more=("hL", "rate"),
-        titles=("2 - hL (0: the limit of stability)", "value"),
+        titles=("2 - hL (0: the limit of stability)", "peak, or steps · μ/L"),
         controls={"log10_condition": int(frame["log10_condition"].max())}, rule=1.0,
     )  # fmt: skip
 

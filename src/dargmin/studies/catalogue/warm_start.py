@@ -104,8 +104,8 @@ def verdict(frame: Frame) -> Verdict:
     helped = int((gain > 1).sum())
     return Verdict(
         HOLDS if helped == len(gain) else LIMITS if helped else MISSED,
-        f"A warm start makes the unrolled hypergradient {gain.min():.3g} to {gain.max():.3g} times "
-        f"more accurate at the same cost on {helped} of {len(gain)} problems: it is worth "
+        f"A warm start makes the unrolled hypergradient {gain.min():.3g} to {gain.max():,.0f} "
+        f"times more accurate at the same cost on {helped} of {len(gain)} problems: it is worth "
         f"{K.min():.0f} to {K.max():.0f} inner steps before the differentiated ones. The lowest "
         f"outer objective is as low or lower on {better} of {len(gain)}.",
         {

@@ -77,11 +77,10 @@ def verdict(frame: Frame) -> Verdict:
     return Verdict(
         HOLDS if exact else LIMITS if not violated else MISSED,
         f"The formula and the measured worst case agree to {deviation:.1g} at every t; the burn-in "
-        f"is as long as predicted within {lengths} step(s), and reaches {steep.max():.3g} times "
-        f"the error of returning zero at condition 1e{frame['log10_condition'].max()}. A random "
-        f"problem exceeds the bound {violated} times. The short formulas for the peak are off by "
-        f"at most "
-        f"{100 * heights.max():.2g} % (leading order in μ/L).",
+        f"is as long as predicted, give or take {lengths} steps, and reaches {steep.max():.4g} "
+        f"times the error of returning zero at condition 1e{frame['log10_condition'].max()}. A "
+        f"random problem exceeds the bound {violated} times. The short formulas for the peak are "
+        f"off by at most {100 * heights.max():.2g} % (leading order in μ/L).",
         {
             "largest relative deviation": deviation,
             "largest difference of lengths": lengths,
