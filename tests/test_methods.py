@@ -299,6 +299,15 @@ def test_an_optax_transformation_does_what_it_does_at_home(transformation):
     assert_allclose(found.x, x, rtol=1e-13)
 
 
+def test_an_optax_line_search_runs_to_the_solution():
+    # Its state begins with Python numbers and weak types, which a loop does not keep.
+    with jax.numpy_dtype_promotion("standard"):
+        found = dargmin.solve(
+            RIDGE.problem, FromOptax(optax.lbfgs()), RIDGE.x0, RIDGE.theta, steps=100, tol=1e-10
+        )
+    assert_allclose(found.x, RIDGE.solution(np.asarray(RIDGE.theta)), rtol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("scenario", "solver", "run", "function"),
     [

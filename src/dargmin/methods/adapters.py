@@ -36,7 +36,9 @@ class FromOptax(AbstractMethod):
             )
 
     def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
-        init, step = self.transformation.init, FromOptax(self.transformation).step
+        # Some states begin with Python numbers, which a loop turns into arrays.
+        init = lambda x: _as_arrays(self.transformation.init(x))
+        step = FromOptax(self.transformation).step
         converted = (
             eqx.filter_closure_convert(init, x),
             eqx.filter_closure_convert(step, problem, x, init(x), theta),
@@ -44,7 +46,9 @@ class FromOptax(AbstractMethod):
         return FromOptax(self.transformation, converted)
 
     def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
-        return self.transformation.init(x) if self.converted is None else self.converted[0](x)
+        if self.converted is not None:
+            return self.converted[0](x)
+        return _as_arrays(self.transformation.init(x))
 
     def step(
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
@@ -107,6 +111,13 @@ class FromOptimistix(AbstractMethod):
         function = _as_optimistix(problem)
         x, state, _ = self.solver.step(function, x, theta, {}, state, frozenset())
         return x, state, problem.residual(x, theta)
+
+
+def _as_arrays(state: Any) -> Any:
+    """Numbers as arrays with a dtype of their own; random keys as they are."""
+    is_key = lambda u: jnp.issubdtype(jnp.result_type(u), jax.dtypes.prng_key)
+    array = lambda u: u if is_key(u) else jax.lax.convert_element_type(u, jnp.result_type(u))
+    return jax.tree.map(array, state)
 
 
 def _as_optimistix(problem: AbstractProblem) -> Any:
