@@ -59,10 +59,10 @@ class ConjugateGradient(AbstractMethod):
 class NewtonCG(AbstractMethod):
     """x_{t+1} = x_t + a_t d_t,  ∇²f(x_t) d_t ≈ -∇f(x_t) by conjugate gradients.
 
-    The linear solve is as inexact as superlinear convergence allows, ‖r‖ ≤ η_t ‖∇f‖ with
-    η_t = min(η, 0.9 ‖∇f(x_t)‖²/‖∇f(x_{t-1})‖²), and stops at negative curvature; a_t is the first
-    of 1, ½, ¼, ... that decreases f enough (Armijo). The derivative of a step is that of the exact
-    Newton direction.
+    The linear solve is as inexact as superlinear convergence allows, ‖r‖ ≤ η_t ‖∇f‖ with η_0 = η
+    and η_t = min(η, 0.9 ‖∇f(x_t)‖²/‖∇f(x_{t-1})‖²), and stops at negative curvature; a_t is the
+    first of 1, ½, ¼, ... that decreases f enough (Armijo). The derivative of a step is that of the
+    exact Newton direction.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class NewtonCG(AbstractMethod):
         return self
 
     def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
-        return jnp.asarray(jnp.inf, tree.dtype(x)), Cost()
+        return jnp.zeros((), tree.dtype(x)), Cost()
 
     def step(
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
@@ -95,7 +95,8 @@ class NewtonCG(AbstractMethod):
         previous, cost = state
         gradient = problem.residual(x, theta)
         norm = tree.norm(jax.lax.stop_gradient(gradient))
-        eta = jnp.minimum(jnp.asarray(self.forcing, norm.dtype), 0.9 * (norm / previous) ** 2)
+        ratio = jnp.where(previous > 0, norm / jnp.where(previous > 0, previous, 1), 1)
+        eta = jnp.minimum(jnp.asarray(self.forcing, norm.dtype), 0.9 * ratio**2)
         limit = 10 * tree.size(x) if self.max_products is None else self.max_products
         direction, products = _newton_direction(problem, x, theta, (eta, limit))
         size, trials = armijo(*tree.stop_gradient((problem, x, theta, gradient, direction)))
