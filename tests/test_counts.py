@@ -29,10 +29,11 @@ def outer(x, theta):
         (lambda: zoo.ridge(X, Y), -4.0, None, 3, 18, 1),
         (lambda: zoo.ridge(X, Y), -4.0, Implicit(CG()), 5, 34, 0),
         (lambda: zoo.logistic(X, (Y > 0).astype(int)), -4.0, None, 16, 77, 5),
+        (lambda: zoo.logistic(X, (Y > 0).astype(int)), -4.0, Implicit(CG()), 13, 51, 0),
         # singular off the support: every dense solve takes two factorisations
         (lambda: zoo.elastic_net(X, Y), np.array([-3.0, -4.0]), None, 14, 52, 8),
     ],
-    ids=["ridge", "ridge by CG", "logistic", "elastic net"],
+    ids=["ridge", "ridge by CG", "logistic", "logistic by CG", "elastic net"],
 )
 def test_gradients_and_products_do_not_grow(make, theta, mode, gradients, products, factorisations):
     instance = make()
