@@ -4,8 +4,7 @@
 2. One for each feature or group, from there, with a mild pull back: L-BFGS-B on
    validation loss + ½ τ mean (θ - θ₀)².
 3. The guard: for each fold, 1 and 2 without it, each step of 2 judged by its loss. 2 is then
-   run on all folds for as many steps as were best on average, or for none if the gain is within
-   its standard error.
+   run on all folds for as many steps as were best on average, which may be none.
 
 All stages have the same shapes, so that they share one compiled program."""
 
@@ -129,18 +128,15 @@ class Tuner:
         one = self._stage("scalar", self.folds, self._best_candidate())
         if self.request.count == 1:
             return self._finish(None)
-        steps, losses = self.request.steps, None
-        if self.request.guard and (judged := self._guard(one)) is not None:
-            steps, losses = _best_steps(*judged)
+        losses = self._guard(one) if self.request.guard else None
+        steps = self.request.steps if losses is None else int(np.argmin(losses))
         if steps > 0:
             self._stage("separate", self.folds, one, steps=steps)
         return self._finish(losses)
 
-    def _guard(
-        self, start: bilevel.BilevelSolution
-    ) -> tuple[Float[np.ndarray, "folds steps"], Float[np.ndarray, " folds"]] | None:
-        """The loss of each fold when it took no part in learning the penalties, after 0, 1, ...
-        steps of learning separate ones, and its weight; None if there are too few folds."""
+    def _guard(self, start: bilevel.BilevelSolution) -> Float[np.ndarray, " steps"] | None:
+        """The mean loss of rows whose fold took no part in learning the penalties, after 0, 1, ...
+        steps of learning separate ones; None if there are too few folds."""
         paths, weights = _read(self._file("guard.json"))
         for j in range(len(paths), self.folds.count):
             without = self.folds.without(j)
@@ -156,7 +152,7 @@ class Tuner:
         longest = max(len(path) for path in paths)
         # A run that has ended stays where it is.
         table = [path + [path[-1]] * (longest - len(path)) for path in paths]
-        return np.asarray(table), np.asarray(weights)
+        return np.average(table, axis=0, weights=weights)
 
     def _best_candidate(self) -> bilevel.BilevelSolution:
         """From strong to weak, each solve starting at the one before."""
@@ -299,19 +295,6 @@ class Tuner:
     def _file(self, name: str) -> Path | None:
         directory = self.request.checkpoint
         return None if directory is None else directory / name
-
-
-def _best_steps(
-    table: Float[np.ndarray, "folds steps"], weights: Float[np.ndarray, " folds"]
-) -> tuple[int, Float[np.ndarray, " steps"]]:
-    """The number of steps with the least mean loss, but none where that is within a standard error
-    of the mean loss after none; and the mean losses."""
-    losses = np.average(table, axis=0, weights=weights)
-    best = int(np.argmin(losses))
-    gains = table[:, 0] - table[:, best]
-    gain = np.average(gains, weights=weights)
-    variance = np.average((gains - gain) ** 2, weights=weights) / max(len(gains) - 1, 1)
-    return (best if gain > np.sqrt(variance) else 0), losses
 
 
 class _Judge:
