@@ -294,12 +294,12 @@ def verdicts(summary: pd.DataFrame) -> list[str]:
     for suffix in (", feature", ", group"):
         part = ends(suffix).set_index("case")
         better = part["to_scalar"] < 1
-        worse = part["to_scalar"] - 1 > part["error"]
+        worse = part["to_scalar"] - 1 > np.maximum(part["error"], 1e-3)
         helped = [c for c in part.index if CASES[c].helps]
         lines.append(
             f"- Separate penalties{suffix}: lower loss than one penalty in "
             f"{better[helped].sum()} of {len(helped)} cases with irrelevant or grouped "
-            f"features; more than one standard error worse in {worse.sum()} of {len(part)}: "
+            f"features; worse by more than one standard error, and 0.1 %, in {worse.sum()} of {len(part)}: "
             f"{name(part.index[worse])}."
         )
     return lines

@@ -88,7 +88,7 @@ class TunedRidge(AbstractTunedRegressor):
     guard : bool
         Learn separate penalties without each fold first, and see after how many steps the loss of
         that fold is lowest on average: so many steps are then taken, and none if one penalty for
-        all is best, or worse by no more than a standard error.
+        all is best.
     checkpoint : directory, optional
         Each stage leaves a file there. A fit that was interrupted goes on from it.
     verbose : bool, or callable (stage, BilevelSolution)
