@@ -299,8 +299,8 @@ def verdicts(summary: pd.DataFrame) -> list[str]:
         lines.append(
             f"- Separate penalties{suffix}: lower loss than one penalty in "
             f"{better[helped].sum()} of {len(helped)} cases with irrelevant or grouped "
-            f"features; worse by more than one standard error, and 0.1 %, in {worse.sum()} of {len(part)}: "
-            f"{name(part.index[worse])}."
+            f"features; worse by more than one standard error, and 0.1 %, in {worse.sum()} of "
+            f"{len(part)}: {name(part.index[worse])}."
         )
     return lines
 
