@@ -27,7 +27,8 @@ tell learnt weights from fitting the validation data alone (the latter is ahead 
 mere detector the plain loss is better (AUC 0.990 from the fit to all samples, 0.998 from that to
 the validation data, 0.932 by weight, where ties at 0 and 1 cost some): 1,000 weights also fit the
 chance in 300 samples. And the box, the fixed λ and the 300 validation samples were chosen with an
-eye on the test accuracy; the five seeds are those that it was chosen on. The certified relative error of every hypergradient used is at most 0.13 %.
+eye on the test accuracy; the five seeds are those that it was chosen on. The certified relative
+error of every hypergradient used is at most 0.13 %.
 
 References
 ----------
