@@ -1,6 +1,7 @@
 """dargmin against other libraries: writes peers.csv, peers.md and figures.
 
-    python -m benchmarks [--quick] [--tune] [--only NAME ...] [--out DIR]
+    python -m benchmarks [--quick] [--tune] [--only NAME ...] [--peers NAME ...] [--out DIR]
+    python -m benchmarks --page
 
 Every library is run as it comes and tuned (peers/*.json says how; --tune finds the settings anew),
 all in one process, pinned to one core, repetitions interleaved. The problems are those of
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 PEERS = ("dargmin", "plain_jax", "jaxopt", "optimistix", "torchopt")
+RESULTS = Path("benchmarks/results")
 Row = dict[str, Any]
 
 
@@ -24,13 +26,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="small problems, in a few minutes")
     parser.add_argument("--tune", action="store_true", help="find the settings of all peers anew")
     parser.add_argument("--only", nargs="*", default=[], help="names of problems, or sweeps")
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    parser.add_argument(
+        "--page", action="store_true", help="only the page, from the table there is"
+    )
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of timing per problem")
     arguments = parser.parse_args()
+    if not arguments.page:
+        measure(arguments)
+    from benchmarks import report
+
+    report.write_page(arguments.out, arguments.quick)
+    if arguments.out == RESULTS and not arguments.quick:
+        report.write_summary(RESULTS, Path(__file__).parents[1] / "README.md")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Run what was asked for, on one core; the table grows with every problem."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -55,7 +71,6 @@ def main() -> None:
         for make in sweeps():
             rows += rows_of(make(), modules, arguments.tune, budget / 3)
             report.write_table(arguments.out, rows, arguments.quick)
-    report.write_page(arguments.out, arguments.quick)
 
 
 def load_peers(names: list[str]) -> dict[str, ModuleType]:

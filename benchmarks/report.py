@@ -35,6 +35,7 @@ def read_table(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+BEGIN, END = "<!-- peers: python -m benchmarks writes this -->", "<!-- end of peers -->"
 LIBRARIES = ("jaxopt", "optimistix", "torchopt")
 TIME_TARGETS = {
     "ridge diabetes": 0.4,
@@ -77,6 +78,24 @@ def write_page(out: Path, quick: bool) -> None:
     if swept and _draw_sweeps(out, name, swept):
         text += ["## Growth", f"![time against size]({name}_growth.png)"]
     (out / f"{name}.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+def write_summary(out: Path, readme: Path) -> None:
+    """The ratios and their means, between the two marks in the README."""
+    rows = [row for row in read_table(out / "peers.csv") if not row["sweep"]]
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    columns = {
+        "problem": "problem",
+        "dargmin, 1e-03": "error 1e-3",
+        "dargmin, 1e-06": "error 1e-6",
+        "as it comes, certified": "as it comes, certified",
+    }
+    table = [{new: line[old] for old, new in columns.items()} for line in _ratios(rows, problems)]
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    body = "\n\n".join([BEGIN, _markdown(table), *_means(rows, problems), END])
+    readme.write_text(before + body + after, encoding="utf-8")
 
 
 def _version(package: str) -> str:
