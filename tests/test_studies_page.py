@@ -60,7 +60,7 @@ def test_the_report_is_a_page_pictures_tables_and_verdicts(report):
     assert "<svg" in (directory / "figures/toy-1.svg").read_text()
     assert pd.read_csv(directory / "tables/toy-2.csv")["double"].tolist() == [4.0, 4.0]
     markdown = (directory / "results.md").read_text()
-    assert "**holds.** 2 rows." in markdown and "Not run yet: another." in markdown
+    assert "**Holds.** 2 rows." in markdown and "Not run yet: another." in markdown
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_is_small(report):

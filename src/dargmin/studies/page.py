@@ -72,19 +72,22 @@ def write_report(store: Store, studies: list[Study], missing: list[str], quick: 
 
 
 def verdict_table(findings: list[Finding], note: str) -> str:
-    """The verdicts as a Markdown page."""
+    """The verdicts as a Markdown page: a table to look over, and a section for each study."""
     lines = ["# What the studies found", "", f"`dargmin report` writes this page. {note}", ""]
-    lines += ["| study | claim | source | verdict | numbers |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| study | it asks | the claim |", "| --- | --- | --- |"]
+    for found in findings:
+        study = found.study
+        lines.append(f"| [{study.name}](#{study.name}) | {study.title} | {found.verdict.status} |")
     for found in findings:
         study, verdict = found.study, found.verdict
         numbers = "; ".join(f"{name}: {value:.4g}" for name, value in verdict.numbers.items())
-        cells = (
-            study.name, study.claim, study.source, f"**{verdict.status}.** {verdict.sentence}",
-            numbers,
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", "## Settings", ""]
-    lines += [f"- **{found.study.name}**: {found.study.settings}" for found in findings]
+        lines += [
+            "", f"## {study.name}",
+            "", f"*{study.claim}* ({study.source})",
+            "", f"**{verdict.status.capitalize()}.** {verdict.sentence}",
+            "", f"Numbers: {numbers}.",
+            "", f"Settings: {study.settings}",
+        ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
