@@ -1,11 +1,12 @@
-"""Krylov solvers for non-symmetric systems, from lineax, each judged by the true residual."""
+"""Krylov solvers for non-symmetric systems, each judged by the true residual."""
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.linear.solution import (
@@ -21,10 +22,13 @@ from dargmin.types import LinearMap, Point
 class GMRES(AbstractLinearSolver):
     """Restarted GMRES (Saad and Schultz, 1986), for any square operator.
 
+    min ‖b - Kx‖ over x_0 + span{r, Kr, K²r, ...}. A cycle ends where its residual is small enough,
+    by the recursion of its QR factors; then the true residual decides.
+
     Parameters
     ----------
     restart : int
-        Dimension of the Krylov space between restarts.
+        Dimension of the Krylov space between restarts, and vectors of memory.
     max_restarts : int, optional
         10 d / restart, at least 10, if None."""
 
@@ -41,13 +45,99 @@ class GMRES(AbstractLinearSolver):
         preconditioner: LinearMap | None,
         rtol: float | Float[Array, ""],
     ) -> tuple[Point, LinearInfo]:
-        restart = min(self.restart, max(tree.size(b), 1))
-        cycles = self.max_restarts or max(10, 10 * tree.size(b) // restart)
+        del symmetric
+        kind, m = tree.dtype(b), min(self.restart, max(tree.size(b), 1))
+        cycles = self.max_restarts or max(10, 10 * tree.size(b) // m)
+        rhs, unravel = tree.ravel(b)
+        flat = lambda f: lambda v: tree.ravel(f(unravel(v)))[0]
+        K = flat(operator)
+        M = (lambda v: v) if preconditioner is None else flat(preconditioner)
+        target = jnp.asarray(rtol, kind)
 
-        def make(tolerance: Any) -> lx.AbstractLinearSolver:
-            return lx.GMRES(0.0, tolerance, norm=tree.norm, max_steps=cycles, restart=restart)
+        def unfinished(s: _Restart) -> Bool[Array, ""]:
+            return (s.size > target) & (s.cycles < cycles) & s.falling
 
-        return _solve_with(make, restart, operator, b, start, preconditioner, rtol)
+        def restarted(s: _Restart) -> _Restart:
+            dx, steps = _cycle(lambda v: K(M(v)), s.residual, target, m)
+            x = s.x + M(dx)
+            r = rhs - K(x)
+            size = jnp.linalg.norm(r)
+            better = size < s.size  # False if it is NaN
+            return _Restart(
+                x=jnp.where(better, x, s.x),
+                residual=jnp.where(better, r, s.residual),
+                size=jnp.where(better, size, s.size),
+                cycles=s.cycles + 1,
+                products=s.products + steps + 1,
+                falling=size < 0.999 * s.size,
+                finite=jnp.isfinite(size),
+            )
+
+        x = jnp.zeros_like(rhs) if start is None else tree.ravel(start)[0]
+        r = rhs if start is None else rhs - K(x)
+        size, products = jnp.linalg.norm(r), jnp.asarray(int(start is not None))
+        begin = _Restart(
+            x, r, size, jnp.asarray(0), products, jnp.asarray(True), jnp.isfinite(size)
+        )
+        end = jax.lax.while_loop(unfinished, restarted, begin)
+        return unravel(end.x), _report(rhs, end.x, end.residual, rtol, end.products, end.finite)
+
+
+class _Restart(eqx.Module):
+    x: Float[Array, " d"]
+    residual: Float[Array, " d"]
+    size: Float[Array, ""]
+    cycles: Int[Array, ""]
+    products: Int[Array, ""]
+    falling: Bool[Array, ""]
+    finite: Bool[Array, ""]
+
+
+def _cycle(
+    K: LinearMap, r: Float[Array, " d"], target: Float[Array, ""], m: int
+) -> tuple[Float[Array, " d"], Int[Array, ""]]:
+    """argmin ‖r - Kx‖ over the Krylov space of r, of dimension m at most; and its dimension.
+
+    Arnoldi's vectors are orthogonalised twice. Q H = R by a rotation for each column, Q kept as a
+    matrix: the residual is then ‖r‖ |Q_{k+1,1}|."""
+    kind, eps = r.dtype, jnp.finfo(r.dtype).eps
+    size = jnp.linalg.norm(r)
+    basis = jnp.zeros((m + 1, r.size), kind).at[0].set(r / jnp.where(size > 0, size, 1))
+
+    def unfinished(state: tuple) -> Bool[Array, ""]:
+        _, Q, _, k, grows = state
+        return (k < m) & grows & (size * jnp.abs(Q[k, 0]) > target)
+
+    def extend(state: tuple) -> tuple:
+        V, Q, R, k, _ = state
+        w = K(V[k])
+        whole = jnp.linalg.norm(w)
+        h = V @ w
+        w = w - h @ V
+        again = V @ w
+        w, h = w - again @ V, h + again
+        length = jnp.linalg.norm(w)
+        grows = length > 10 * eps * whole  # or the space is invariant: the solution is in it
+        V = V.at[k + 1].set(jnp.where(grows, w / jnp.where(grows, length, 1), 0))
+        column = Q @ h.at[k + 1].set(jnp.where(grows, length, 0))
+        top, below = column[k], column[k + 1]
+        radius = jnp.hypot(top, below)
+        safe = jnp.where(radius > 0, radius, 1)
+        cos, sin = jnp.where(radius > 0, top / safe, 1), below / safe
+        rows = jnp.stack([cos * Q[k] + sin * Q[k + 1], cos * Q[k + 1] - sin * Q[k]])
+        Q = jax.lax.dynamic_update_slice(Q, rows, (k, jnp.zeros_like(k)))
+        R = R.at[:, k].set(column.at[k].set(radius)[:m])
+        return V, Q, R, k + 1, grows & jnp.isfinite(length)
+
+    begin = basis, jnp.eye(m + 1, dtype=kind), jnp.zeros((m, m), kind), jnp.asarray(0), size > 0
+    V, Q, R, k, _ = jax.lax.while_loop(unfinished, extend, begin)
+    used = jnp.arange(m) < k
+    triangle = jnp.where(used[None, :] & (R != 0), R, 0)
+    # A column that was not used, or whose image is zero, takes no part.
+    idle = ~used | (jnp.abs(jnp.diagonal(R)) <= 10 * eps * jnp.max(jnp.abs(R)))
+    triangle = jnp.where(idle[None, :], jnp.eye(m, dtype=kind), triangle)
+    y = jax.scipy.linalg.solve_triangular(triangle, jnp.where(idle, 0, size * Q[:m, 0]))
+    return y @ V[:m], k
 
 
 class BiCGStab(AbstractLinearSolver):
@@ -116,19 +206,27 @@ def _solve_with(
 
     met = tree.norm(r) <= jnp.asarray(rtol, kind)
     x, second = jax.lax.cond(met, lambda: (x, jnp.zeros_like(first)), refine)
-    # ‖Kx‖ / ‖x‖ and ‖x‖ / ‖b‖: all that this solve has seen of ‖K‖ and ‖K⁻¹‖.
-    r, length = tree.sub(b, operator(x)), tree.norm(x)
-    largest = tree.norm(tree.sub(b, r)) / jnp.maximum(length, jnp.finfo(kind).tiny)
+    products = (first + second) * products_per_step + 4
+    flat = lambda v: tree.ravel(v)[0]
+    return x, _report(flat(b), flat(x), flat(tree.sub(b, operator(x))), rtol, products, True)
+
+
+def _report(
+    b: Float[Array, " d"], x: Float[Array, " d"], r: Float[Array, " d"], rtol: Any, products: Any,
+    finite: Any,
+) -> LinearInfo:  # fmt: skip
+    """‖Kx‖ / ‖x‖ and ‖x‖ / ‖b‖ are all that such a solve has seen of ‖K‖ and ‖K⁻¹‖."""
+    kind, length, relative = b.dtype, jnp.linalg.norm(x), jnp.linalg.norm(r)
+    largest = jnp.linalg.norm(b - r) / jnp.maximum(length, jnp.finfo(kind).tiny)
     condition = jnp.maximum(largest * length, jnp.ones((), kind))
-    relative = tree.norm(r)
     success = judge(relative, length, kind, rtol=rtol, largest=largest, condition=condition)
     no = jnp.asarray(False)
-    finite = jnp.isfinite(relative) & jnp.isfinite(length)
-    return x, LinearInfo(
+    finite = finite & jnp.isfinite(relative) & jnp.isfinite(length)
+    return LinearInfo(
         status=failure(success, finite=finite, indefinite=no, inconsistent=no),
         residual=relative,
         amplification=amplification(length, largest, condition),
         condition=condition,
-        products=(first + second) * products_per_step + 4,
+        products=products,
         factorisations=jnp.asarray(0),
     )
