@@ -1,6 +1,7 @@
 """peers.csv, and the page and figures made from it."""
 
 import csv
+import datetime
 import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -55,11 +56,13 @@ def write_page(out: Path, quick: bool) -> None:
     rows = read_table(out / f"{name}.csv")
     table = [row for row in rows if not row["sweep"]]
     problems = list(dict.fromkeys(row["problem"] for row in table))
-    versions = ", ".join(f"{p} {_version(p)}" for p in ("dargmin", "jax", *LIBRARIES))
+    measured = [p for p in LIBRARIES if any(row["peer"] == p for row in rows)]
+    versions = ", ".join(f"{p} {_version(p)}" for p in ("dargmin", "jax", *measured))
+    day = datetime.date.fromtimestamp((out / f"{name}.csv").stat().st_mtime)
     text = [
         "# dargmin and other libraries",
         f"`python -m benchmarks{' --quick' if quick else ''}` ({versions}, Python "
-        f"{platform.python_version()}, {platform.machine()})",
+        f"{platform.python_version()}, {platform.machine()}, {day})",
         "Times are processor time on one pinned core, medians of interleaved repetitions, ± half "
         "the distance between the quartiles; compilation is apart. *g.e.* is the time over that of "
         "one inner gradient. Tuned: the fastest of a grid (benchmarks/peers) that reaches the "
@@ -252,7 +255,7 @@ def _draw_sweeps(out: Path, name: str, rows: list[Row]) -> bool:
         return False
     axes_of = {"condition": "condition", "d": "d", "hyperparameters": "p"}
     axes_of = {k: v for k, v in axes_of.items() if any(row["sweep"] == k for row in rows)}
-    size = (4 * len(axes_of), 3.6)
+    size = (4 * len(axes_of) + 1, 3.8)
     figure, axes = plt.subplots(1, len(axes_of), figsize=size, squeeze=False, layout="constrained")
     axes = axes[0]
     for axis, (sweep, column) in zip(axes, axes_of.items(), strict=True):
@@ -269,7 +272,7 @@ def _draw_sweeps(out: Path, name: str, rows: list[Row]) -> bool:
                     axis.plot(*zip(*points, strict=True), style, color=colour, label=label, ms=4)
         axis.set(xscale="log", yscale="log", xlabel=sweep, ylabel="milliseconds")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=8)
+    figure.legend(handles, labels, loc="outside upper center", ncols=1 + len(axes_of), fontsize=8)
     figure.savefig(out / f"{name}_growth.png", dpi=120)
     plt.close(figure)
     return True
