@@ -55,7 +55,10 @@ def test_a_diagnosis_measures_what_the_recursion_does_and_predicts_it():
     assert remedies["late start"] < d.derivative_error[-1]
 
 
-@pytest.mark.parametrize("method", [dargmin.Sobolev, dargmin.Nesterov.tuned], ids=["Sobolev", "N"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(dargmin.Sobolev, marks=pytest.mark.slow, id="Sobolev"), dargmin.Nesterov.tuned],
+)
 def test_the_prediction_is_exact_on_quadratics_that_do_not_commute(method):
     theta = jnp.linspace(-5.0, -3.0, 6)
     problem = dargmin.Objective(per_feature)

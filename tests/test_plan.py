@@ -60,6 +60,7 @@ def test_an_accuracy_is_reached_by_unrolling_where_that_is_asked_for():
         plan(instance.problem, instance.x0, jnp.full(2, -3.0), rtol=1e-3, mode=UNROLLED)
 
 
+@pytest.mark.slow
 def test_a_plan_for_an_accuracy_is_what_hypergradient_does():
     labels = (X @ np.ones(8) > 0).astype(int)
     instance = zoo.logistic(X, labels)
