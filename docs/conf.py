@@ -78,8 +78,9 @@ html_theme_options = {
 MEASURED = DOCS / "measurements"
 shutil.rmtree(MEASURED, ignore_errors=True)
 MEASURED.mkdir()
-for page in (DOCS.parent / "benchmarks" / "results").glob("*.md"):
-    shutil.copy(page, MEASURED)
+for file in (DOCS.parent / "benchmarks" / "results").iterdir():
+    if file.suffix in (".md", ".png"):
+        shutil.copy(file, MEASURED)
 
 
 def _links_of_the_site(app, docname, source):
