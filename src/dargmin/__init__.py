@@ -11,6 +11,7 @@ from dargmin.hypergradient import (
 )
 from dargmin.loop import trace
 from dargmin.methods import (
+    LBFGS,
     Chebyshev,
     ConjugateGradient,
     DerivativeKernel,
@@ -35,6 +36,7 @@ from dargmin.status import DargminError, Status
 __version__ = "0.1.0"
 
 __all__ = [
+    "LBFGS",
     "Certificate",
     "Chebyshev",
     "Composite",

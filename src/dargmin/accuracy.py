@@ -25,6 +25,7 @@ from dargmin.linear import LinearOptions, factored
 from dargmin.linear.lanczos import LANCZOS_STEPS
 from dargmin.linear.solution import default_rtol
 from dargmin.loop import Run
+from dargmin.methods import Landing
 from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.quantity import AbstractQuantity, Derivative
 from dargmin.rounds import Goal, Round, State
@@ -65,9 +66,11 @@ def reach(
     `start` and `amplification` are what earlier linear solves left behind; `newton_first` says
     that x0 may be so close that no inner steps are needed."""
     kind, method = tree.dtype(x0), strategy.method
-    residual = problem.residual(x0, theta)
-    initial = tree.norm(residual)
     constant = isinstance(problem, Objective) and bool(problem.quadratic)
+    newton = strategy.factor and not constant
+    here = Landing.at(problem, x0, theta) if newton else None
+    residual = problem.residual(x0, theta) if here is None else here.gradient
+    initial = tree.norm(residual)
     cost, known, floor = Cost(gradients=1), None, jnp.zeros((), kind)
     if method is not None and not newton_first:
         floor, looked = _rounding_of_residual(problem, x0, theta, residual)
@@ -81,7 +84,7 @@ def reach(
     run = None if method is None else Run(problem, method.prepare(problem, x0, theta), theta)
     body = Round(
         problem, run, quantity, theta, goal, options, first_rtol, floor, known,
-        newton=strategy.factor and not constant, constant=constant,
+        newton=newton, constant=constant,
     )  # fmt: skip
 
     def unfinished(s: State) -> Bool[Array, ""]:
@@ -95,11 +98,15 @@ def reach(
     worth = jnp.broadcast_to(jnp.asarray(amplification, kind), blank.amplification.shape)
     blank = eqx.tree_at(lambda d: d.amplification, blank, worth)
     infinite = jnp.full(blank.implicit.shape, jnp.inf, kind)
+    # Superlinear methods go on as far as one correction will do; with a prox, Newton's method is
+    # exact once the support is found, and a fixed point comes closer only linearly.
+    superlinear = isinstance(problem, Objective)
+    gap = jnp.clip(goal.rtol, 1e-4, 3e-3) if superlinear else jnp.asarray(1e-2, kind)
     zero = jnp.asarray(0)
     state = State(
-        x=x0, residual=initial, derivative=blank, error=infinite, scale=0 * blank.implicit,
-        taken=jnp.asarray(False), remaining=jnp.asarray(jnp.inf, kind),
-        tol=jnp.asarray(jnp.inf, kind) if newton_first else jnp.maximum(1e-2 * initial, floor),
+        x=x0, here=here, residual=initial, derivative=blank, error=infinite,
+        scale=0 * blank.implicit, taken=jnp.asarray(False), remaining=jnp.asarray(jnp.inf, kind),
+        tol=jnp.asarray(jnp.inf, kind) if newton_first else jnp.maximum(gap * initial, floor),
         linear_rtol=first_rtol,
         status=Status.where(jnp.isfinite(initial), Status.not_converged, Status.nonfinite),
         steps=zero, rounds=zero, failures=zero, cost=cost,

@@ -188,18 +188,10 @@ def settle(
 
     # The first attempt takes no steps: nothing is above an infinite tolerance.
     kind = tree.dtype(x)
-    first = _uncorrected(x), jnp.asarray(jnp.inf, kind), jnp.asarray(0)
+    zero = jnp.zeros((), kind)
+    first = Correction.none(x, zero, settled=False), zero + jnp.inf, jnp.asarray(0)
     at, _, _ = jax.lax.while_loop(unsettled, attempt, first)
     return eqx.tree_at(lambda c: c.distance, at, tree.norm(tree.sub(at.x, x)))
-
-
-def _uncorrected(x: Point) -> Correction:
-    """Where a loop of corrections begins."""
-    kind, count = tree.dtype(x), jnp.asarray(0)
-    zero, far = jnp.zeros((), kind), jnp.asarray(jnp.inf, kind)
-    return Correction(
-        x, zero, zero, far, jnp.asarray(False), zero, Status.not_converged, count, count, count
-    )
 
 
 def rounding_error(x: Point, condition: Float[Array, ""]) -> Float[Array, ""]:

@@ -17,12 +17,14 @@ from dargmin.linear import (
     Factored,
     LinearOptions,
     factored,
+    jacobi,
     newton_correction,
+    scaling,
     solve_linear,
 )
 from dargmin.linear.newton import GAIN
 from dargmin.loop import Run, freeze
-from dargmin.methods import armijo
+from dargmin.methods import Landing, armijo
 from dargmin.problems import AbstractProblem, Objective
 from dargmin.quantity import AbstractQuantity, Derivative, allowed_error, norms, rounding
 from dargmin.status import Status, first_failure, is_ok
@@ -33,6 +35,12 @@ GAP = 0.1
 
 SHARE = 0.1
 """How much of the error that is wanted a linear solve may make."""
+
+LOOSE = 100.0
+"""How much more than that it may make in a derivative that the next is only compared with."""
+
+SAFETY = 10.0
+"""By how much the distance that a correction leaves may be underestimated."""
 
 
 class Goal(eqx.Module):
@@ -50,6 +58,7 @@ class State(eqx.Module):
     """Where the work stands after a round."""
 
     x: Point
+    here: Landing | None  # f and ∇f at x, where Newton steps are taken from it
     residual: Float[Array, ""]
     derivative: Derivative
     error: Float[Array, " k"]
@@ -95,13 +104,17 @@ class Round(eqx.Module):
     constant: bool = eqx.field(static=True)
 
     def __call__(self, s: State) -> State:
-        x, steps, cost = self.inner(s)
+        x, residual, steps, cost = self.inner(s)
         solver = self.known
         if self.newton:
             solver = factored(self.problem.linear_system(x, self.theta).operator, x)
             cost, steps = cost + solver.cost, steps + 1
-        at = self.correct(s, x, solver)
-        found, error, linear, checked, taken = self.evaluate(s, at, solver)
+        comparing = self.compares(s, residual)
+        work = self
+        if solver is None and self.options.scales(self.problem, x):
+            work, cost = self.scaled(x), cost + Cost(products=1)
+        at, here = work.correct(s, x, residual, comparing, solver)
+        found, error, linear, checked, taken = work.evaluate(s, at, comparing, solver)
         scale = norms(found.value)
         unsettled = Status.where(at.settled, Status.ok, Status.not_converged)
         status = first_failure(at.status, found.status, unsettled)
@@ -115,6 +128,7 @@ class Round(eqx.Module):
         cost = cost + Cost(at.evaluations, at.products, at.factorisations) + checked
         return State(
             x=at.x,
+            here=here,
             residual=at.residual,
             derivative=found,
             error=error,
@@ -125,7 +139,7 @@ class Round(eqx.Module):
             tol=jnp.where(
                 at.settled, s.tol, jnp.maximum(GAP * jnp.minimum(s.tol, at.residual), self.floor)
             ),
-            linear_rtol=self.tightened(s, linear, scale),
+            linear_rtol=jnp.where(comparing, s.linear_rtol, self.tightened(s, linear, scale)),
             status=status,
             steps=s.steps + steps,
             rounds=s.rounds + 1,
@@ -133,60 +147,94 @@ class Round(eqx.Module):
             cost=s.cost + cost,
         )
 
-    def inner(self, s: State) -> tuple[Point, Int[Array, ""], Cost]:
-        """The method, from where the last round left off, down to the tolerance of this one."""
-        if self.run is None:
-            return s.x, jnp.asarray(0), Cost()
-        begin = eqx.tree_at(lambda c: c.residual, self.run.begin(s.x), s.residual)
-        end, _ = freeze(self.run, begin, self.goal.steps - s.steps, s.tol)
-        usable = tree.all_finite(end.x)
-        cost = self.run.method.cost(end.state, end.steps)
-        return tree.where(usable, end.x, s.x), end.steps, cost
+    def inner(self, s: State) -> tuple[Point, Float[Array, ""], Int[Array, ""], Cost]:
+        """The method, from where the last round left off, down to the tolerance of this one: where
+        it ended, ‖F‖ where it last evaluated that, its steps, and its cost."""
+        run = self.run
+        stay = s.x, s.residual, jnp.asarray(0), Cost()
+        if run is None:
+            return stay
 
-    def correct(self, s: State, x: Point, solver: Factored | None) -> Correction:
+        def go() -> Any:
+            begin = eqx.tree_at(lambda c: c.residual, run.begin(s.x), s.residual)
+            end, _ = freeze(run, begin, self.goal.steps - s.steps, s.tol)
+            usable = tree.all_finite(end.x)
+            cost = run.method.cost(end.state, end.steps)
+            return tree.where(usable, end.x, s.x), end.residual, end.steps, cost
+
+        return jax.lax.cond(s.residual > s.tol, go, lambda: stay)
+
+    def compares(self, s: State, residual: Float[Array, ""]) -> Bool[Array, ""]:
+        """Whether this round only gives the derivative that the next is compared with, at the point
+        where the inner method stopped: the first, unless that had to be cut short, or one
+        correction will hardly do."""
+        if self.run is None or self.newton or self.known is not None:
+            return jnp.asarray(False)
+        return (s.rounds == 0) & (residual <= s.tol) & (self.goal.rtol >= 1e-5)
+
+    def scaled(self, x: Point) -> "Round":
+        """With the diagonal of the Hessian at x as the preconditioner of all linear solves."""
+        diagonal = jacobi(scaling(self.problem, x, self.theta))
+        options = dataclasses.replace(self.options, preconditioner=diagonal)
+        return dataclasses.replace(self, options=options)
+
+    def correct(
+        self,
+        s: State,
+        x: Point,
+        residual: Float[Array, ""],
+        comparing: Bool[Array, ""],
+        solver: Factored | None,
+    ) -> tuple[Correction, Landing | None]:
         """x̂. On a quadratic, the first correction is the solution, and the next only measures how
         far it is from it; elsewhere, all are as exact as the square of the error is worth."""
-        if solver is not None:
+        if self.newton:
+            assert solver is not None
             return self.newton_step(s, x, solver)
-        gain = jnp.clip(jnp.sqrt(self.goal.rtol), 1e-3, 0.1)
-        error = 0.3 * gain
+        if solver is not None:
+            return self.one_solve(x, solver), None
+        error = jnp.clip(self.goal.rtol, 1e-4, 0.01)
         if self.constant:
             error = jnp.where(s.rounds == 0, SHARE * self.goal.rtol, 0.1)
-        return newton_correction(
-            self.problem, x, self.theta, options=self.linear(self.first_rtol, error, solver),
-            max_rounds=30 if self.run is None else 4, gain=gain,
-        )  # fmt: skip
+        options = self.linear(self.first_rtol, error, solver)
 
-    def newton_step(self, s: State, x: Point, solver: Factored) -> Correction:
-        """x - a K⁻¹F with the factor at x, damped but where f is quadratic."""
+        def go() -> Correction:
+            return newton_correction(
+                self.problem, x, self.theta, options=options,
+                max_rounds=30 if self.run is None else 4, gain=GAIN,
+            )  # fmt: skip
+
+        if self.run is None:
+            return go(), None
+        as_it_is = Correction.none(x, residual, settled=True)
+        return jax.lax.cond(comparing, lambda: as_it_is, go), None
+
+    def newton_step(self, s: State, x: Point, solver: Factored) -> tuple[Correction, Landing]:
+        """x - a K⁻¹∇f with the factor at x."""
         assert isinstance(self.problem, Objective)
+        here = s.here
+        if self.run is not None or here is None:
+            here = Landing.at(self.problem, x, self.theta)
+        initial = tree.norm(here.gradient)
+        direction = tree.scale(-1.0, solver.inverse(here.gradient))
+        there = armijo(self.problem, self.theta, here, direction)
+        failed = Status.where(solver.indefinite, Status.not_positive_definite, Status.ok)
+        distance = there.size * tree.norm(direction)
+        evaluations = there.trials + int(self.run is not None)
+        return _corrected(
+            there.x, there.gradient, initial, distance, solver, failed, evaluations, 0
+        ), there
+
+    def one_solve(self, x: Point, solver: Factored) -> Correction:
+        """x - K⁻¹F with the factor of a constant K."""
         F = self.problem.residual(x, self.theta)
-        initial, trials = tree.norm(F), jnp.asarray(0)
-        if self.constant:
-            options = self.linear(self.first_rtol, self.first_rtol, solver)
-            solution = solve_linear(self.problem, x, self.theta, F, options=options)
-            step, products, failed = solution.value, solution.info.products, solution.info.status
-        else:
-            step, products = solver.inverse(F), jnp.asarray(0)
-            size, trials = armijo(self.problem, x, self.theta, F, tree.scale(-1.0, step))
-            step = tree.scale(size, step)
-            failed = Status.where(solver.indefinite, Status.not_positive_definite, Status.ok)
-        x = tree.sub(x, step)
-        residual, distance = tree.norm(self.problem.residual(x, self.theta)), tree.norm(step)
-        floor = 30 * jnp.finfo(residual.dtype).eps * solver.condition * tree.norm(x)
-        settled = (residual <= GAIN * initial) | (distance <= floor) | (initial == 0)
-        return Correction(
-            x=x,
-            residual=residual,
-            distance=distance,
-            # ‖K⁻¹‖ ‖F‖: a bound, if the estimate of ‖K⁻¹‖ is right
-            remaining=solver.condition / solver.largest * residual,
-            settled=settled & jnp.isfinite(initial),
-            condition=solver.condition,
-            status=Status.where(jnp.isfinite(initial), failed, Status.nonfinite),
-            evaluations=2 + trials,
-            products=products,
-            factorisations=jnp.asarray(0),
+        options = self.linear(self.first_rtol, self.first_rtol, solver)
+        solution = solve_linear(self.problem, x, self.theta, F, options=options)
+        x = tree.sub(x, solution.value)
+        gradient, distance = self.problem.residual(x, self.theta), tree.norm(solution.value)
+        info = solution.info
+        return _corrected(
+            x, gradient, tree.norm(F), distance, solver, info.status, 2, info.products
         )
 
     def linear(
@@ -199,11 +247,12 @@ class Round(eqx.Module):
         return LinearOptions(chosen, self.options.preconditioner, rtol)
 
     def evaluate(
-        self, s: State, at: Correction, solver: Factored | None
+        self, s: State, at: Correction, comparing: Bool[Array, ""], solver: Factored | None
     ) -> tuple[Derivative, Float[Array, " k"], Float[Array, " k"], Cost, Bool[Array, ""]]:
         """The derivative at x̂, its estimated error, the part of that due to the linear solve, the
         cost, and whether all that was done: on the way there by Newton steps, nothing is."""
         share = SHARE * self.goal.rtol * s.linear_rtol / self.first_rtol
+        share = jnp.where(comparing, jnp.clip(LOOSE * share, share, 0.1), share)
         options = self.linear(s.linear_rtol, share, solver)
 
         def there() -> tuple[Any, ...]:
@@ -226,13 +275,16 @@ class Round(eqx.Module):
     ) -> tuple[Float[Array, " k"], Float[Array, " k"], Cost]:
         """The estimated absolute error, the part of it due to the linear solve, and the cost.
 
-        The difference of two rounds is the error of the earlier one. With a factor of a constant
-        Hessian the first round has the solution, but for rounding, which is looked at in any case,
-        once nothing else stands in the way."""
+        The difference of two rounds is the error of the earlier one; of the later one, only as much
+        as is left of the distance between them, SAFETY times that to be sure. With a factor of a
+        constant Hessian the first round has the solution, but for rounding, which is looked at in
+        any case, once nothing else stands in the way."""
         linear = allowed_error(found)
         change, comparable = jnp.zeros_like(linear), at.settled & is_ok(at.status)
         if self.known is None:
-            change = norms(tree.sub(found.value, s.derivative.value))
+            left = SAFETY * at.remaining / jnp.where(at.distance > 0, at.distance, 1)
+            left = jnp.where((at.distance > 0) & (left < 1), left, 1)
+            change = left * norms(tree.sub(found.value, s.derivative.value))
             comparable = comparable & s.taken & is_ok(s.status)
         comparable = comparable & is_ok(found.status)
         if self.known is not None:
@@ -258,6 +310,35 @@ class Round(eqx.Module):
         eps = jnp.asarray(jnp.finfo(scale.dtype).eps, scale.dtype)
         share = SHARE * self.goal.wanted(scale) / jnp.maximum(linear, eps * eps)
         return jnp.clip(s.linear_rtol * jnp.min(share), eps, s.linear_rtol)
+
+
+def _corrected(
+    x: Point,
+    F: Point,
+    initial: Float[Array, ""],
+    distance: Float[Array, ""],
+    solver: Factored,
+    status: Any,
+    evaluations: Any,
+    products: Any,
+) -> Correction:
+    """A Newton step that went `distance`, from ‖F‖ = `initial` to x, where F is."""
+    residual = tree.norm(F)
+    floor = 30 * jnp.finfo(residual.dtype).eps * solver.condition * tree.norm(x)
+    settled = (residual <= GAIN * initial) | (distance <= floor) | (initial == 0)
+    return Correction(
+        x=x,
+        residual=residual,
+        distance=distance,
+        # ‖K⁻¹‖ ‖F‖: a bound, if the estimate of ‖K⁻¹‖ is right
+        remaining=solver.condition / solver.largest * residual,
+        settled=settled & jnp.isfinite(initial),
+        condition=solver.condition,
+        status=Status.where(jnp.isfinite(initial), status, Status.nonfinite),
+        evaluations=jnp.asarray(evaluations),
+        products=jnp.asarray(products),
+        factorisations=jnp.asarray(0),
+    )
 
 
 def _remember(found: Derivative, before: Derivative) -> Derivative:

@@ -8,9 +8,9 @@ from dargmin import tree
 from dargmin.linear import LinearOptions, forming_pays
 from dargmin.linear.work import SMALL
 from dargmin.methods import (
+    LBFGS,
     AbstractMethod,
     FixedPointIteration,
-    NewtonCG,
     ProximalGradient,
 )
 from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective
@@ -46,7 +46,7 @@ def choose_strategy(
         if factor and tree.size(x) <= SMALL:
             reason = "the objective is smooth and small: damped Newton steps"
             return Strategy(None, reason, factor)
-        return Strategy(NewtonCG(), "the objective is smooth and not quadratic: Newton-CG", factor)
+        return Strategy(LBFGS(), "the objective is smooth and not quadratic: L-BFGS", factor)
     if isinstance(problem, Composite):
         return Strategy(
             ProximalGradient(),

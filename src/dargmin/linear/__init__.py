@@ -9,6 +9,7 @@ from dargmin.linear.krylov import GMRES, BiCGStab
 from dargmin.linear.lanczos import lanczos, largest_eigenvalue
 from dargmin.linear.newton import Correction, newton_correction
 from dargmin.linear.recycling import Pairs
+from dargmin.linear.scaling import jacobi, scaling
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
 from dargmin.linear.spectrum import (
     Contraction,
@@ -46,10 +47,12 @@ __all__ = [
     "factored",
     "forming_pays",
     "hessian_spectrum",
+    "jacobi",
     "lanczos",
     "largest_eigenvalue",
     "newton_correction",
     "prepare",
+    "scaling",
     "smoothness",
     "solve_linear",
     "solve_linear_differentiably",

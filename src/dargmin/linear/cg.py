@@ -12,7 +12,6 @@ from dargmin.linear.recycling import Pairs
 from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
-    amplification,
     failure,
     judge,
 )
@@ -43,8 +42,8 @@ class CG(AbstractLinearSolver):
         Of earlier, similar solves: they precondition this one (on top of the preconditioner, if
         there is one), and those of this one come back with its report.
     error : float, optional
-        Stop also where the estimated relative error of x is this: the residual, times what it is
-        worth by the smallest curvature that was met."""
+        Stop also where the estimated relative error of x is this: the (preconditioned) residual,
+        times what it is worth by the smallest curvature that was met."""
 
     max_steps: int | None = None
     pairs: Pairs | None = None
@@ -73,13 +72,14 @@ class CG(AbstractLinearSolver):
         if self.pairs is not None:
             preconditioner = self.pairs.preconditioner(b, preconditioner)
         zero = jnp.zeros((), kind)
+        reach = lambda r: tree.norm(r if preconditioner is None else preconditioner(r))
         begin = _Refinement(
-            x, r, tree.norm(r), jnp.asarray(0), jnp.asarray(0), zero + jnp.inf, zero,
-            jnp.asarray(False), tree.zeros_like(b), jnp.asarray(False), self.pairs,
+            x, r, tree.norm(r), reach(r), jnp.asarray(0), jnp.asarray(0), zero + jnp.inf, zero,
+            zero + jnp.inf, jnp.asarray(False), tree.zeros_like(b), jnp.asarray(False), self.pairs,
         )  # fmt: skip
 
         def unfinished(c: _Refinement) -> Bool[Array, ""]:
-            near = accurate(self.error, c.size**2, tree.dot(c.x, c.x), c.smallest)
+            near = accurate(self.error, c.size**2, c.reach**2, tree.dot(c.x, c.x), c.low)
             return (c.passes < 2) & (c.size > jnp.asarray(rtol, kind)) & ~c.broken & ~near
 
         def refine(c: _Refinement) -> _Refinement:
@@ -96,10 +96,12 @@ class CG(AbstractLinearSolver):
                 x=tree.where(better, x, c.x),
                 residual=tree.where(better, r, c.residual),
                 size=jnp.where(better, size, c.size),
+                reach=jnp.where(better, reach(r), c.reach),
                 passes=c.passes + 1,
                 products=c.products + found.steps + 1,
                 smallest=jnp.minimum(c.smallest, found.smallest),
                 largest=jnp.maximum(c.largest, found.largest),
+                low=jnp.minimum(c.low, found.low),
                 broken=found.broken,
                 direction=found.direction,
                 null=found.null,
@@ -112,15 +114,18 @@ class CG(AbstractLinearSolver):
 
 
 class _Refinement(eqx.Module):
-    """Where the solve stands between runs; `residual` is the true b - Kx, `size` its norm."""
+    """Where the solve stands between runs; `residual` is the true r = b - Kx, `size` its norm, and
+    `reach` that of M⁻¹r."""
 
     x: Point
     residual: Point
     size: Float[Array, ""]
+    reach: Float[Array, ""]
     passes: Int[Array, ""]
     products: Int[Array, ""]
     smallest: Float[Array, ""]
     largest: Float[Array, ""]
+    low: Float[Array, ""]
     broken: Bool[Array, ""]
     direction: Point
     null: Bool[Array, ""]
@@ -128,18 +133,21 @@ class _Refinement(eqx.Module):
 
 
 class _Run(eqx.Module):
-    """Where a run stands. `smallest` and `largest` are the extreme Rayleigh quotients of K seen;
-    `broken`: the curvature ⟨p, Kp⟩ is not positive, and x is the last good iterate; `null`: it is
-    zero, and p a null vector of K."""
+    """Where a run stands. `smallest` and `largest` are the extreme Rayleigh quotients of K seen,
+    `low` and `top` those with M in place of the identity: ⟨p, Kp⟩ / ⟨p, Mp⟩. `broken`: the
+    curvature ⟨p, Kp⟩ is not positive, and x is the last good iterate; `null`: it is zero, and p a
+    null vector of K."""
 
     x: Point
     residual: Point  # r
     direction: Point  # p
     rho: Float[Array, ""]  # ⟨r, M⁻¹r⟩
     size: Float[Array, ""]  # ‖r‖²
+    reach: Float[Array, ""]  # ‖M⁻¹r‖²
     squared: Float[Array, ""]  # ‖p‖²
     weight: Float[Array, ""]  # ⟨p, Mp⟩
-    top: Float[Array, ""]  # the largest ⟨p, Kp⟩ / ⟨p, Mp⟩ seen
+    low: Float[Array, ""]
+    top: Float[Array, ""]
     steps: Int[Array, ""]
     smallest: Float[Array, ""]
     largest: Float[Array, ""]
@@ -177,8 +185,8 @@ def run(
     z, rho, size, squared = correlate(b)
     zero = jnp.zeros((), kind)
     start = _Run(
-        tree.zeros_like(b), b, z, rho, size, squared, rho, zero, jnp.asarray(0),
-        zero + jnp.inf, zero, jnp.asarray(False), jnp.asarray(False), pairs,
+        tree.zeros_like(b), b, z, rho, size, squared, squared, rho, zero + jnp.inf, zero,
+        jnp.asarray(0), zero + jnp.inf, zero, jnp.asarray(False), jnp.asarray(False), pairs,
     )  # fmt: skip
 
     def unfinished(c: _Run) -> Bool[Array, ""]:
@@ -186,7 +194,7 @@ def run(
         if error is None:
             return more
         whole = c.x if origin is None else tree.add(origin, c.x)
-        return more & ~accurate(error, c.size, tree.dot(whole, whole), c.smallest)
+        return more & ~accurate(error, c.size, c.reach, tree.dot(whole, whole), c.low)
 
     def step(c: _Run) -> _Run:
         product = operator(c.direction)
@@ -198,11 +206,11 @@ def run(
         broken = ~((relative > NEGLIGIBLE * eps * top) & (c.rho > 0))
         alpha = jnp.where(broken, 0, c.rho / jnp.where(broken, 1, curvature))
         x, r = tree.axpy(alpha, c.direction, c.x), tree.axpy(-alpha, product, c.residual)
-        z, rho, size, squared = correlate(r)
+        z, rho, size, reach = correlate(r)
         beta = rho / jnp.where(c.rho > 0, c.rho, 1)
         direction = tree.where(broken, c.direction, tree.axpy(beta, c.direction, z))
         if preconditioner is None:
-            squared = squared + beta**2 * c.squared  # r is orthogonal to the old direction
+            squared = size + beta**2 * c.squared  # r is orthogonal to the old direction
         else:
             squared = tree.dot(direction, direction)
         known = c.pairs
@@ -214,8 +222,10 @@ def run(
             direction=direction,
             rho=rho,
             size=size,
+            reach=reach,
             squared=squared,
             weight=rho + beta**2 * c.weight,  # as above
+            low=jnp.minimum(c.low, relative),
             top=top,
             steps=c.steps + 1,
             smallest=jnp.minimum(c.smallest, quotient),
@@ -229,14 +239,18 @@ def run(
 
 
 def accurate(
-    error: Any, size: Float[Array, ""], length: Float[Array, ""], smallest: Float[Array, ""]
+    error: Any,
+    size: Float[Array, ""],
+    reach: Float[Array, ""],
+    length: Float[Array, ""],
+    low: Float[Array, ""],
 ) -> Bool[Array, ""]:
-    """Whether ‖r‖ ≤ 10⁻² and SPREAD ‖r‖ / μ̂ ≤ error ‖x‖, from ‖r‖² and ‖x‖² and the smallest
-    Rayleigh quotient μ̂ met so far. Early in a run that is far above μ, hence the 10⁻²."""
+    """Whether ‖r‖ ≤ 10⁻² and SPREAD ‖M⁻¹r‖ / μ̂ ≤ error ‖x‖, from ‖r‖², ‖M⁻¹r‖² and ‖x‖² and the
+    smallest ⟨p, Kp⟩ / ⟨p, Mp⟩ met so far, μ̂. Early in a run that is far above μ, hence the 10⁻²."""
     if error is None:
         return jnp.asarray(False)
-    limit = jnp.asarray(error, size.dtype) * jnp.where(jnp.isfinite(smallest), smallest, 0)
-    return (size <= 1e-4) & (SPREAD**2 * size <= limit**2 * length) & (smallest > 0)
+    limit = jnp.asarray(error, size.dtype) * jnp.where(jnp.isfinite(low), low, 0)
+    return (size <= 1e-4) & (SPREAD**2 * reach <= limit**2 * length) & (low > 0)
 
 
 def _report(
@@ -248,12 +262,15 @@ def _report(
 ) -> LinearInfo:
     kind = tree.dtype(b)
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-    positive = (end.smallest > 0) & jnp.isfinite(end.smallest)
-    spread = SPREAD * end.largest / jnp.where(positive, end.smallest, 1)
-    condition = jnp.maximum(jnp.where(positive, spread, 1), 1)
     length = tree.norm(end.x)
+    # ‖K⁻¹r‖ ≤ ‖M⁻¹r‖ / μ̂, about: exactly so where K = μ̂M along r
+    positive = (end.low > 0) & jnp.isfinite(end.low) & (end.smallest > 0)
+    stretch = jnp.where(end.size > 0, end.reach / jnp.where(end.size > 0, end.size, 1), 1)
+    inverse = SPREAD * stretch / jnp.where(positive, end.low, 1)
+    spread = end.largest * jnp.maximum(inverse, SPREAD / jnp.where(positive, end.smallest, 1))
+    condition = jnp.maximum(jnp.where(positive, spread, 1), 1)
     success = judge(end.size, length, kind, rtol=rtol, largest=end.largest, condition=condition)
-    success = success | accurate(error, end.size**2, length**2, end.smallest)
+    success = success | accurate(error, end.size**2, end.reach**2, length**2, end.low)
     # A null vector p to which b is not orthogonal, beyond rounding.
     along = jnp.abs(tree.dot(b, end.direction)) > 10 * jnp.sqrt(eps) * tree.norm(end.direction)
     return LinearInfo(
@@ -264,7 +281,9 @@ def _report(
             inconsistent=end.null & along,
         ),
         residual=end.size,
-        amplification=amplification(length, end.largest, condition),
+        amplification=jnp.where(
+            positive & (length > 0), inverse / jnp.where(length > 0, length, 1), 1
+        ),
         condition=condition,
         products=products,
         factorisations=jnp.asarray(0),

@@ -33,6 +33,15 @@ class Correction(eqx.Module):
     products: Int[Array, ""]
     factorisations: Int[Array, ""]
 
+    @classmethod
+    def none(cls, x: Point, residual: Float[Array, ""], *, settled: bool) -> "Correction":
+        """x as it is, nothing known of how far from the solution."""
+        zero, one = jnp.asarray(0), jnp.ones_like(residual)
+        status = Status.ok if settled else Status.not_converged
+        return cls(
+            x, residual, 0 * one, jnp.inf * one, jnp.asarray(settled), one, status, zero, zero, zero
+        )
+
 
 class _Round(eqx.Module):
     x: Point

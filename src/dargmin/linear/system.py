@@ -1,7 +1,5 @@
 """∂ₓF u = r: the one linear solve behind every implicit derivative."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +7,7 @@ from jaxtyping import Array, Float
 
 from dargmin import tree
 from dargmin.linear.auto import Auto, trivial
+from dargmin.linear.scaling import jacobi, scaling
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, default_rtol
 from dargmin.problems import AbstractProblem, LinearSystem, Objective
 from dargmin.status import is_ok, poison
@@ -16,7 +15,8 @@ from dargmin.types import LinearMap, Parameters, Point
 
 
 class LinearOptions(eqx.Module):
-    """Which solver, which preconditioner v -> M⁻¹v, and to which relative residual."""
+    """Which solver, which preconditioner v -> M⁻¹v (the diagonal of a Hessian if None, where it is
+    known and pays), and to which relative residual."""
 
     solver: AbstractLinearSolver | None = None
     preconditioner: LinearMap | None = None
@@ -29,6 +29,16 @@ class LinearOptions(eqx.Module):
         if preconditioner is not None:
             preconditioner = eqx.filter_closure_convert(preconditioner, x)
         return tree.stop_gradient(LinearOptions(self.solver, preconditioner, self.rtol))
+
+    def scales(self, problem: AbstractProblem, x: Point) -> bool:
+        """Whether the diagonal of the Hessian is to precondition: where it is declared, or no
+        solver is asked for and there are so many coordinates that a Krylov solver may run."""
+        if self.preconditioner is not None or not isinstance(problem, Objective):
+            return False
+        if problem.diagonal is not None:
+            return True
+        solver = Auto() if self.solver is None else self.solver
+        return isinstance(solver, Auto) and not solver.blocks and tree.size(x) > solver.small
 
 
 class LinearSolution(eqx.Module):
@@ -67,7 +77,7 @@ def solve_linear(
     options = LinearOptions() if options is None else options
     problem, x, theta, rhs = tree.stop_gradient((problem, x, theta, rhs))
     system = problem.linear_system(x, theta)
-    preconditioner = _preconditioner(problem, x, theta, options)
+    preconditioner = _preconditioner(problem, x, theta, options, system)
     if transpose:
         system = system.transpose(x)
         preconditioner = _transposed(preconditioner, system, x)
@@ -94,7 +104,7 @@ def solve_linear_differentiably(
     otherwise: never a finite wrong number."""
     options = LinearOptions() if options is None else options
     system = problem.linear_system(x, theta)
-    preconditioner = _preconditioner(problem, x, theta, options)
+    preconditioner = _preconditioner(problem, x, theta, options, system)
     # As one vector: `custom_linear_solve` cannot be transposed where some leaves move and some
     # do not.
     b, unravel = tree.ravel(system.before(rhs))
@@ -156,15 +166,16 @@ def _normalised(
 
 
 def _preconditioner(
-    problem: AbstractProblem, x: Point, theta: Parameters, options: LinearOptions
+    problem: AbstractProblem,
+    x: Point,
+    theta: Parameters,
+    options: LinearOptions,
+    system: LinearSystem,
 ) -> LinearMap | None:
-    """As given, or the declared diagonal of the Hessian; a constant of every derivative."""
-    if options.preconditioner is not None:
+    """As given, or by the diagonal of the Hessian; a constant of every derivative."""
+    if options.preconditioner is not None or not options.scales(problem, x):
         return options.preconditioner
-    if isinstance(problem, Objective) and problem.diagonal is not None:
-        diagonal: Any = jax.lax.stop_gradient(problem.diagonal(x, theta))
-        return lambda v: jax.tree.map(lambda u, h: u / h, v, diagonal)
-    return None
+    return jacobi(scaling(problem, x, theta, system))
 
 
 def _transposed(

@@ -10,11 +10,14 @@ from dargmin.methods.first_order import (
     HeavyBall,
     Nesterov,
 )
+from dargmin.methods.line_search import Landing, armijo
 from dargmin.methods.proximal import FixedPointIteration, ProximalGradient
-from dargmin.methods.second_order import ConjugateGradient, NewtonCG, armijo
+from dargmin.methods.quasi_newton import LBFGS
+from dargmin.methods.second_order import ConjugateGradient, NewtonCG
 from dargmin.methods.sobolev import Sobolev
 
 __all__ = [
+    "LBFGS",
     "AbstractMethod",
     "Chebyshev",
     "ConjugateGradient",
@@ -25,6 +28,7 @@ __all__ = [
     "FromOptimistix",
     "GradientDescent",
     "HeavyBall",
+    "Landing",
     "Nesterov",
     "NewtonCG",
     "ProximalGradient",

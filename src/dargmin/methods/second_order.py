@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, Int
 
 from dargmin import tree
 from dargmin.cost import Cost
-from dargmin.linear import LinearOptions, solve_linear_differentiably
+from dargmin.linear import LinearOptions, jacobi, scaling, solve_linear_differentiably
 from dargmin.linear.cg import run
 from dargmin.methods.base import AbstractMethod
+from dargmin.methods.line_search import Landing, armijo
 from dargmin.problems import AbstractProblem, Objective
 from dargmin.types import Parameters, Point
 
@@ -86,79 +87,60 @@ class NewtonCG(AbstractMethod):
         return self
 
     def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
-        return jnp.zeros((), tree.dtype(x)), Cost()
+        assert isinstance(problem, Objective)
+        here = Landing.at(problem, x, theta)
+        return here, jnp.zeros((), tree.dtype(x)), Cost(gradients=1)
 
     def step(
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
     ) -> tuple[Point, Any, Point]:
         assert isinstance(problem, Objective)
-        previous, cost = state
-        gradient = problem.residual(x, theta)
-        norm = tree.norm(jax.lax.stop_gradient(gradient))
+        here, previous, cost = state
+        norm = tree.norm(jax.lax.stop_gradient(here.gradient))
         ratio = jnp.where(previous > 0, norm / jnp.where(previous > 0, previous, 1), 1)
         eta = jnp.minimum(jnp.asarray(self.forcing, norm.dtype), 0.9 * ratio**2)
         limit = 10 * tree.size(x) if self.max_products is None else self.max_products
-        direction, products = _newton_direction(problem, x, theta, (eta, limit))
-        size, trials = armijo(*tree.stop_gradient((problem, x, theta, gradient, direction)))
-        cost = cost + Cost(gradients=1 + trials, products=products)
-        return tree.axpy(size, direction, x), (norm, cost), gradient
+        point = problem, x, theta, here.gradient
+        direction, products = _newton_direction(*point, (eta, limit))
+        there = armijo(problem, theta, here, direction)
+        cost = cost + Cost(gradients=there.trials, products=products)
+        return there.x, (there, norm, cost), there.gradient
 
     def cost(self, state: Any, steps: Any) -> Cost:
-        return state[1]
+        return state[2]
 
 
 @eqx.filter_custom_jvp
 def _newton_direction(
-    problem: Objective, x: Point, theta: Parameters, accuracy: Any
+    problem: Objective, x: Point, theta: Parameters, gradient: Point, accuracy: Any
 ) -> tuple[Point, Int[Array, ""]]:
     """d with ‖∇²f d + ∇f‖ ≤ η ‖∇f‖, always a descent direction, and the products it took."""
     eta, limit = accuracy
-    gradient = problem.residual(x, theta)
     norm = tree.norm(gradient)
     unit = jnp.where(norm > 0, norm, 1)
     b = tree.scale(-1 / unit, gradient)
-    operator = problem.linear_system(x, theta).operator
-    found = run(operator, b, rtol=eta, max_steps=limit)
+    system = problem.linear_system(x, theta)
+    preconditioner = jacobi(scaling(problem, x, theta, system))
+    found = run(system.operator, b, preconditioner, rtol=eta, max_steps=limit)
     descends = (tree.dot(found.x, b) > 0) & tree.all_finite(found.x)
     return tree.scale(unit, tree.where(descends, found.x, b)), found.steps
 
 
 @_newton_direction.def_jvp
 def _newton_direction_jvp(primals: Any, tangents: Any) -> Any:
-    """ḋ = -H⁻¹ (d/dτ) [∇f + H d] with d held fixed, from H d = -∇f."""
-    problem, x, theta, accuracy = primals
-    direction, products = _newton_direction(problem, x, theta, accuracy)
+    """ḋ = -H⁻¹ (ġ + (d/dτ) H d with d held fixed), from H d = -g."""
+    problem, x, theta, gradient, accuracy = primals
+    direction, products = _newton_direction(problem, x, theta, gradient, accuracy)
 
-    def equation(problem: Objective, x: Point, theta: Parameters) -> Point:
-        product = problem.linear_system(x, theta).operator(direction)
-        return tree.add(problem.residual(x, theta), product)
+    def product(problem: Objective, x: Point, theta: Parameters) -> Point:
+        return problem.linear_system(x, theta).operator(direction)
 
-    _, change = eqx.filter_jvp(equation, (problem, x, theta), tangents[:3])
-    rhs = tree.scale(-1.0, tree.fill(change, x))
+    _, change = eqx.filter_jvp(product, (problem, x, theta), tangents[:3])
+    change = tree.add(tree.fill(change, x), tree.fill(tangents[3], x))
     tangent = solve_linear_differentiably(
-        problem, x, theta, rhs, options=LinearOptions(), throw=False
+        problem, x, theta, tree.scale(-1.0, change), options=LinearOptions(), throw=False
     )
     return (direction, products), (tangent, None)
-
-
-def armijo(
-    problem: Objective, x: Point, theta: Parameters, gradient: Point, direction: Point
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The first of 1, ½, ¼, ... with f(x + a d) ≤ f(x) + 10⁻⁴ a ⟨∇f, d⟩, up to rounding
-    of f; and the number of values tried."""
-    value = problem.value(x, theta)
-    slope = tree.dot(gradient, direction)
-    kind = slope.dtype
-    slack = 10 * jnp.finfo(kind).eps * jnp.abs(value).astype(kind)
-
-    def too_long(carry: Any) -> Any:
-        size, _ = carry
-        trial = problem.value(tree.axpy(size, direction, x), theta).astype(kind)
-        enough = trial <= value.astype(kind) + 1e-4 * size * slope + slack
-        return ~enough & (size > 1e-9)
-
-    start = jnp.ones((), kind), jnp.asarray(1)
-    return jax.lax.while_loop(too_long, lambda carry: (carry[0] / 2, carry[1] + 1), start)
 
 
 def _quotient(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
