@@ -17,6 +17,7 @@ from scenarios import ELASTIC_NET, FIXED_POINT, LOGISTIC, RIDGE, ROOT
 
 import dargmin
 from dargmin import (
+    LBFGS,
     Chebyshev,
     ConjugateGradient,
     FixedPointIteration,
@@ -181,6 +182,61 @@ def test_newton_converges_from_far_downhill_and_quadratically(f, x0, theta):
     # superlinear: the derivative of the last step alone is that of the solution
     hessian, cross = curvature
     assert_allclose(dxs[-1], -np.linalg.solve(hessian, cross @ tangent), rtol=1e-9)
+
+
+def two_loops(g, pairs, gamma):
+    """H g by the textbook (Nocedal and Wright, 2006, algorithm 7.4)."""
+    q, alphas = g.copy(), []
+    for s, y in reversed(pairs):
+        alphas.append(s @ q / (s @ y))
+        q = q - alphas[-1] * y
+    r = gamma * q
+    for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
+        r = r + s * (alpha - y @ r / (s @ y))
+    return r
+
+
+@pytest.mark.parametrize("memory", [1, 3, 30])
+def test_lbfgs_is_the_textbook_s(memory):
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[
+        0
+    ]  # so that nothing is scaled
+    f = jax.jit(lambda x, theta: steep(turn @ x, theta))
+    zero, one = jnp.zeros(1), jnp.ones(1)
+    x = turn.T @ np.array([30.0, -3.0, 1.1, 0.2])
+    arguments = dargmin.Objective(f), LBFGS(memory), jnp.asarray(x), zero, one
+    xs, _ = dargmin.trace(*arguments, steps=12)
+    f, gradient = (lambda x: steep(turn @ x, zero)), (lambda x: np.asarray(jax.grad(f)(x)))
+    pairs, g = [], gradient(x)
+    gamma = g @ g / (g @ np.asarray(jax.hessian(f)(x)) @ g)
+    for found in xs[1:]:
+        d, a = -two_loops(g, pairs[-memory:], gamma), 1.0
+        while f(x + a * d) > f(x) + 1e-4 * a * (g @ d):
+            a /= 2
+        following = gradient(x + a * d)
+        pairs.append((a * d, following - g))
+        gamma = pairs[-1][0] @ pairs[-1][1] / (pairs[-1][1] @ pairs[-1][1])
+        x, g = x + a * d, following
+        assert_allclose(found, x, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scenario", [RIDGE, LOGISTIC], ids=["ridge", "logistic"])
+def test_lbfgs_converges_from_far_and_so_does_its_derivative(scenario):
+    theta, tangent = scenario.theta, jnp.ones_like(scenario.theta)
+    xs, dxs = dargmin.trace(scenario.problem, LBFGS(), jnp.full(4, 50.0), theta, tangent, steps=60)
+    exact = np.asarray(theta)
+    assert_allclose(xs[-1], scenario.solution(exact), rtol=1e-8, atol=1e-9)
+    want = scenario.jacobian(exact) @ np.asarray(tangent)
+    assert np.min(np.linalg.norm(dxs - want, axis=1)) <= 1e-3 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("x0", [np.zeros((0,)), np.zeros(()), {"a": np.zeros(2), "b": np.ones(())}])
+def test_lbfgs_takes_any_pytree_and_stays_at_a_minimum(x0):
+    f = lambda x, t: sum((jnp.sum((u - t) ** 2) for u in jax.tree.leaves(x)), start=0.0 * t)
+    solution = dargmin.solve(dargmin.Objective(f), LBFGS(), x0, 2.0, steps=9, tol=1e-12)
+    assert solution.ok
+    for leaf in jax.tree.leaves(solution.x):
+        assert_allclose(leaf, 2.0)
 
 
 def test_restarted_fista_outruns_proximal_gradient_and_its_derivative_keeps_up():
@@ -352,6 +408,8 @@ def solving(method, scenario=RIDGE):
         (lambda: FromOptax(0.1), r"such as optax.adam\(1e-2\), but got float"),
         (solving(ConjugateGradient(), LOGISTIC), r"Use NewtonCG\(\)"),
         (solving(NewtonCG(), ROOT), "this problem is Root"),
+        (solving(LBFGS(), ROOT), "this problem is Root"),
+        (lambda: LBFGS(0), "an integer memory >= 1"),
         (solving(ProximalGradient()), r"ProximalGradient runs on Composite\(f, prox\)"),
         (solving(FixedPointIteration()), "FixedPointIteration runs on FixedPoint"),
         (solving(GradientDescent(), FIXED_POINT), "Give the method a step_size"),

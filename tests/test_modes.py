@@ -14,6 +14,7 @@ from scenarios import ELASTIC_NET, FIXED_POINT, LOGISTIC, MU, RIDGE, ROOT, L, co
 
 import dargmin
 from dargmin import (
+    LBFGS,
     Chebyshev,
     ConjugateGradient,
     FixedPointIteration,
@@ -42,6 +43,7 @@ COMBINATIONS = {
     "logistic-convex-last": (LOGISTIC, Nesterov.convex(), LateStart(last=120), 150),
     "logistic-optax-neumann": (LOGISTIC, FromOptax(optax.sgd(0.4, 0.3)), Neumann(120), 120),
     "logistic-newton-implicit": (LOGISTIC, NewtonCG(), Implicit(CG()), 12),
+    "logistic-lbfgs-implicit": (LOGISTIC, LBFGS(), Implicit(), 60),
     "logistic-optimistix-polish": (
         LOGISTIC,
         FromOptimistix(optx.GradientDescent(0.4, rtol=1e-9, atol=1e-9)),

@@ -22,7 +22,7 @@ from dargmin.certificate import (
 )
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, factored
-from dargmin.linear.lanczos import LANCZOS_STEPS
+from dargmin.linear.lanczos import STEP_SIZE_STEPS
 from dargmin.linear.solution import default_rtol
 from dargmin.loop import Run
 from dargmin.methods import Landing
@@ -98,10 +98,7 @@ def reach(
     worth = jnp.broadcast_to(jnp.asarray(amplification, kind), blank.amplification.shape)
     blank = eqx.tree_at(lambda d: d.amplification, blank, worth)
     infinite = jnp.full(blank.implicit.shape, jnp.inf, kind)
-    # Superlinear methods go on as far as one correction will do; with a prox, Newton's method is
-    # exact once the support is found, and a fixed point comes closer only linearly.
-    superlinear = isinstance(problem, Objective)
-    gap = jnp.clip(goal.rtol, 1e-4, 3e-3) if superlinear else jnp.asarray(1e-2, kind)
+    gap = _first_gap(problem, goal, newton)
     zero = jnp.asarray(0)
     state = State(
         x=x0, here=here, residual=initial, derivative=blank, error=infinite,
@@ -115,6 +112,16 @@ def reach(
     end = body(state) if known is not None else _loop(unfinished, body, state)
     certificate = _certificate(problem, theta, end, goal)
     return Outcome(end.x, end.derivative, certificate, end.cost, end.steps)
+
+
+def _first_gap(problem: AbstractProblem, goal: Goal, newton: bool) -> Float[Array, ""]:
+    """How much of the residual the inner method leaves: as much as one Newton correction makes up
+    for, or several steps with a new factor each; with a prox, as finds most of the support."""
+    if newton:
+        return jnp.full_like(goal.rtol, 1e-2)
+    if isinstance(problem, Objective):
+        return jnp.clip(goal.rtol, 1e-4, 3e-3)
+    return jnp.full_like(goal.rtol, 1e-3)
 
 
 def _rounding_of_residual(
@@ -196,7 +203,7 @@ def _refuse_jvp(primals: Any, tangents: Any) -> Any:
 def estimation_cost(problem: AbstractProblem, x0: Point) -> Cost:
     """The Hessian-vector products that estimating a composite problem's step size takes."""
     unknown = isinstance(problem, Composite) and problem.step_size is None
-    return Cost(products=min(LANCZOS_STEPS, tree.size(x0)) if unknown else 0)
+    return Cost(products=min(STEP_SIZE_STEPS, tree.size(x0)) if unknown else 0)
 
 
 def make_goal(rtol: ArrayLike, atol: ArrayLike, steps: int, x0: Point) -> Goal:

@@ -193,7 +193,7 @@ class Round(eqx.Module):
             return self.newton_step(s, x, solver)
         if solver is not None:
             return self.one_solve(x, solver), None
-        error = jnp.clip(self.goal.rtol, 1e-4, 0.01)
+        error = jnp.clip(self.goal.rtol, 1e-4, 1e-3)
         if self.constant:
             error = jnp.where(s.rounds == 0, SHARE * self.goal.rtol, 0.1)
         options = self.linear(self.first_rtol, error, solver)

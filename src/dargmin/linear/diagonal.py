@@ -245,13 +245,13 @@ def _scaled(term: _Term, by: Any, shape: tuple[int, ...]) -> _Term:
     return term._replace(rows=term.rows * by)
 
 
-def _contracted(term: _Term, dimensions: Any, place: int, matrix: Array) -> _Term:
+def _contracted(term: _Term, dimensions: Any, place: int, matrix: Any) -> _Term:
     """The term in a product with a constant matrix, over one axis."""
     (contracted, batch) = dimensions
     if isinstance(term, _Rest) or any(batch) or matrix.ndim != 2 or len(contracted[place]) != 1:
         raise _NotFollowed
     axis, other = contracted[place][0], contracted[1 - place][0]
-    matrix = matrix if other == 1 else matrix.T
+    matrix = jnp.asarray(matrix if other == 1 else matrix.T)
     if isinstance(term, _Entry):
         if term.others.size:
             raise _NotFollowed
@@ -301,7 +301,7 @@ def _reduced(term: _Term, axes: tuple[int, ...]) -> _Term:
     return term._replace(summed=tuple(axes))
 
 
-def _widened(term: _Term, shape: tuple[int, ...], where: tuple[int, ...]) -> _Term:
+def _widened(term: _Term, shape: tuple[int, ...], where: Any) -> _Term:
     """u repeated along axes: those that it was summed over, or, as an intercept is, along one."""
     if isinstance(term, _Rest):
         raise _NotFollowed

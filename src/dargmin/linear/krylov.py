@@ -18,6 +18,9 @@ from dargmin.linear.solution import (
 )
 from dargmin.types import LinearMap, Point
 
+BLOCK = 8
+"""Rows of the basis that a new vector is orthogonalised against at once."""
+
 
 class GMRES(AbstractLinearSolver):
     """Restarted GMRES (Saad and Schultz, 1986), for any square operator.
@@ -98,11 +101,12 @@ def _cycle(
 ) -> tuple[Float[Array, " d"], Int[Array, ""]]:
     """argmin ‖r - Kx‖ over the Krylov space of r, of dimension m at most; and its dimension.
 
-    Arnoldi's vectors are orthogonalised twice. Q H = R by a rotation for each column, Q kept as a
-    matrix: the residual is then ‖r‖ |Q_{k+1,1}|."""
+    Q H = R by a rotation for each column, Q kept as a matrix: the residual is then
+    ‖r‖ |Q_{k+1,1}|."""
     kind, eps = r.dtype, jnp.finfo(r.dtype).eps
     size = jnp.linalg.norm(r)
-    basis = jnp.zeros((m + 1, r.size), kind).at[0].set(r / jnp.where(size > 0, size, 1))
+    rows = -(-(m + 1) // BLOCK) * BLOCK
+    basis = jnp.zeros((rows, r.size), kind).at[0].set(r / jnp.where(size > 0, size, 1))
 
     def unfinished(state: tuple) -> Bool[Array, ""]:
         _, Q, _, k, grows = state
@@ -112,11 +116,8 @@ def _cycle(
         V, Q, R, k, _ = state
         w = K(V[k])
         whole = jnp.linalg.norm(w)
-        h = V @ w
-        w = w - h @ V
-        again = V @ w
-        w, h = w - again @ V, h + again
-        length = jnp.linalg.norm(w)
+        w, h = _orthogonalised(V, w, k)
+        h, length = h[: m + 1], jnp.linalg.norm(w)
         grows = length > 10 * eps * whole  # or the space is invariant: the solution is in it
         V = V.at[k + 1].set(jnp.where(grows, w / jnp.where(grows, length, 1), 0))
         column = Q @ h.at[k + 1].set(jnp.where(grows, length, 0))
@@ -124,20 +125,48 @@ def _cycle(
         radius = jnp.hypot(top, below)
         safe = jnp.where(radius > 0, radius, 1)
         cos, sin = jnp.where(radius > 0, top / safe, 1), below / safe
-        rows = jnp.stack([cos * Q[k] + sin * Q[k + 1], cos * Q[k + 1] - sin * Q[k]])
-        Q = jax.lax.dynamic_update_slice(Q, rows, (k, jnp.zeros_like(k)))
+        pair = jnp.stack([cos * Q[k] + sin * Q[k + 1], cos * Q[k + 1] - sin * Q[k]])
+        Q = jax.lax.dynamic_update_slice(Q, pair, (k, jnp.zeros_like(k)))
         R = R.at[:, k].set(column.at[k].set(radius)[:m])
         return V, Q, R, k + 1, grows & jnp.isfinite(length)
 
     begin = basis, jnp.eye(m + 1, dtype=kind), jnp.zeros((m, m), kind), jnp.asarray(0), size > 0
     V, Q, R, k, _ = jax.lax.while_loop(unfinished, extend, begin)
     used = jnp.arange(m) < k
-    triangle = jnp.where(used[None, :] & (R != 0), R, 0)
     # A column that was not used, or whose image is zero, takes no part.
     idle = ~used | (jnp.abs(jnp.diagonal(R)) <= 10 * eps * jnp.max(jnp.abs(R)))
-    triangle = jnp.where(idle[None, :], jnp.eye(m, dtype=kind), triangle)
+    triangle = jnp.where(idle[None, :], jnp.eye(m, dtype=kind), R)
     y = jax.scipy.linalg.solve_triangular(triangle, jnp.where(idle, 0, size * Q[:m, 0]))
     return y @ V[:m], k
+
+
+def _orthogonalised(
+    V: Float[Array, "rows d"], w: Float[Array, " d"], k: Int[Array, ""]
+) -> tuple[Float[Array, " d"], Float[Array, " rows"]]:
+    """w - Vᵀh with the rows of V up to the k-th, block after block, and a second time if much of w
+    went the first (Daniel, Gragg, Kaufman, Stewart, 1976); and h."""
+    begin = lambda i: (i * BLOCK, jnp.zeros_like(i))
+
+    def block(i: Any, carry: tuple) -> tuple:
+        w, h = carry
+        rows = jax.lax.dynamic_slice(V, begin(i), (BLOCK, w.size))
+        part = rows @ w
+        known = jax.lax.dynamic_slice(h, begin(i)[:1], (BLOCK,))
+        return w - part @ rows, jax.lax.dynamic_update_slice(h, known + part, begin(i)[:1])
+
+    def once(state: tuple) -> tuple:
+        w, h, after, _, passes = state
+        w, h = jax.lax.fori_loop(jnp.zeros_like(k), k // BLOCK + 1, block, (w, h))
+        return w, h, jnp.linalg.norm(w), after, passes + 1
+
+    def unfinished(state: tuple) -> Bool[Array, ""]:
+        *_, after, before, passes = state
+        return (passes == 0) | ((passes < 2) & (after < 0.7 * before))
+
+    whole = jnp.linalg.norm(w)
+    start = w, jnp.zeros(V.shape[0], w.dtype), whole, whole, jnp.asarray(0)
+    w, h, *_ = jax.lax.while_loop(unfinished, once, start)
+    return w, h
 
 
 class BiCGStab(AbstractLinearSolver):

@@ -21,7 +21,7 @@ def scaling(
 
     Terms AᵀSA with fewer rows of A than columns are left out: a Hessian D + AᵀSA, divided by D, has
     all but few eigenvalues at one; divided by its whole diagonal, it has them everywhere."""
-    if not isinstance(problem, Objective):
+    if not isinstance(problem, Objective) or tree.size(x) == 0:
         return None
     problem, x, theta = tree.stop_gradient((problem, x, theta))
     if problem.diagonal is not None:

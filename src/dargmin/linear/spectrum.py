@@ -9,7 +9,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.linear.forming import materialise
-from dargmin.linear.lanczos import LANCZOS_STEPS, MARGIN, lanczos, largest_eigenvalue
+from dargmin.linear.lanczos import (
+    LANCZOS_STEPS,
+    MARGIN,
+    STEP_SIZE_STEPS,
+    lanczos,
+    largest_eigenvalue,
+)
 from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective
 from dargmin.status import Status, first_failure, is_ok
 from dargmin.types import Parameters, Point
@@ -185,10 +191,11 @@ def smoothness(problem: AbstractProblem, x: Point, theta: Parameters) -> Float[A
     ------
     ValueError
         If the Jacobian of the residual is not symmetric: then there is no such constant."""
+    steps = LANCZOS_STEPS
     if isinstance(problem, Composite):
         if problem.step_size is not None:
             return jax.lax.stop_gradient(1 / problem.step_size)
-        problem = problem.smooth
+        problem, steps = problem.smooth, STEP_SIZE_STEPS
     if not isinstance(problem, Objective):
         raise ValueError(
             f"A step size can be estimated for an Objective or a Composite, but this is a "
@@ -197,7 +204,7 @@ def smoothness(problem: AbstractProblem, x: Point, theta: Parameters) -> Float[A
     if problem.L is not None:
         return jax.lax.stop_gradient(problem.L)
     problem, x, theta = tree.stop_gradient((problem, x, theta))
-    estimate = largest_eigenvalue(problem.linear_system(x, theta).operator, x)
+    estimate = largest_eigenvalue(problem.linear_system(x, theta).operator, x, steps)
     return jnp.where(estimate > 0, estimate, jnp.ones((), estimate.dtype))
 
 
