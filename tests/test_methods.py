@@ -203,7 +203,7 @@ def test_lbfgs_is_the_textbook_s(memory):
     ]  # so that nothing is scaled
     f = jax.jit(lambda x, theta: steep(turn @ x, theta))
     zero, one = jnp.zeros(1), jnp.ones(1)
-    x = turn.T @ np.array([30.0, -3.0, 1.1, 0.2])
+    x = turn.T @ np.array([3.0, -2.0, 1.1, 0.2])
     arguments = dargmin.Objective(f), LBFGS(memory), jnp.asarray(x), zero, one
     xs, _ = dargmin.trace(*arguments, steps=12)
     f, gradient = (lambda x: steep(turn @ x, zero)), (lambda x: np.asarray(jax.grad(f)(x)))

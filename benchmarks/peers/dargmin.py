@@ -11,6 +11,7 @@ from benchmarks.problems import Case
 from dargmin import prox
 
 METHODS = {
+    "LBFGS": dargmin.LBFGS,
     "NewtonCG": dargmin.NewtonCG,
     "ConjugateGradient": dargmin.ConjugateGradient,
     "ProximalGradient": dargmin.ProximalGradient,
@@ -18,22 +19,36 @@ METHODS = {
 }
 
 
+SMOOTH = ("LBFGS", "NewtonCG")
+
+
 def grid(case: Case) -> list[dict[str, str]]:
-    methods = {
-        "smooth": ["NewtonCG", *(["ConjugateGradient"] if case.quadratic else [])],
-        "composite": ["ProximalGradient"],
-        "fixed point": ["FixedPointIteration"],
-    }[case.kind]
-    return [{"call": "hypergradient"}, *({"call": "solve", "method": m} for m in methods)]
+    if case.kind == "fixed point":
+        choices = [
+            {"method": "FixedPointIteration"},
+            {"method": "FixedPointIteration", "adjoint": "BiCGStab"},
+        ]
+    elif case.kind == "composite":
+        given = {"step size": "given"}
+        return [
+            {"call": "hypergradient", **given},
+            {"call": "solve", "method": "ProximalGradient", **given},
+        ]
+    else:
+        choices = [{"method": m, **polish} for m in SMOOTH for polish in ({}, {"polish": "yes"})]
+        choices += [{"method": "ConjugateGradient"}] if case.quadratic else []
+    return [{"call": "hypergradient"}, *({"call": "solve"} | choice for choice in choices)]
 
 
 def hypergradient(case: Case, choice: dict[str, str]) -> Callable:
     def gradient(f: Any, outer: Any, x0: Any, theta: Any, tol: Any, adjoint_tol: Any) -> Any:
-        problem = problem_of(case, f)
+        problem = problem_of(case, f, "step size" in choice)
         if choice.get("call") != "solve":
             rtol = tol if choice else 1e-3
             return dargmin.hypergradient(outer, problem, x0, theta, rtol=rtol, throw=False).gradient
-        method, mode = METHODS[choice["method"]](), dargmin.Implicit(rtol=adjoint_tol)
+        method = METHODS[choice["method"]]()
+        solver = dargmin.linear.BiCGStab() if "adjoint" in choice else None
+        mode = dargmin.Implicit(solver, polish="polish" in choice, rtol=adjoint_tol)
 
         def value(theta: Any) -> Any:
             x = dargmin.solve(
@@ -46,15 +61,15 @@ def hypergradient(case: Case, choice: dict[str, str]) -> Callable:
     return gradient
 
 
-def problem_of(case: Case, f: Any) -> Any:
+def problem_of(case: Case, f: Any, step_size: bool = False) -> Any:
+    """`step_size` gives a composite problem 1/L, as the other libraries are given it."""
     if case.kind == "fixed point":
         return dargmin.FixedPoint(f)
     if case.kind == "smooth":
         return dargmin.Objective(f)
     first, second = (lambda t: jnp.exp(t[0])), (lambda t: jnp.exp(t[1]))
-    return dargmin.Composite(
-        f, prox.l1(first) if case.penalty == "l1" else prox.elastic_net(first, second)
-    )
+    penalty = prox.l1(first) if case.penalty == "l1" else prox.elastic_net(first, second)
+    return dargmin.Composite(f, penalty, 1 / case.L if step_size else None)
 
 
 def report(case: Case) -> Callable:

@@ -68,7 +68,7 @@ def reach(
     kind, method = tree.dtype(x0), strategy.method
     constant = isinstance(problem, Objective) and bool(problem.quadratic)
     newton = strategy.factor and not constant
-    here = Landing.at(problem, x0, theta) if newton else None
+    here = Landing.at(problem, x0, theta) if newton and isinstance(problem, Objective) else None
     residual = problem.residual(x0, theta) if here is None else here.gradient
     initial = tree.norm(residual)
     cost, known, floor = Cost(gradients=1), None, jnp.zeros((), kind)
@@ -171,11 +171,10 @@ def _blank(quantity: AbstractQuantity, *arguments: Any) -> Derivative:
 def _loop(unfinished: Any, body: Any, state: State) -> State:
     """A `while_loop` whose carry keeps its dtypes, weak types dropped."""
     arrays, static = eqx.partition(state, eqx.is_array)
-    strong = lambda t: jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype), t)
     end = jax.lax.while_loop(
         lambda a: unfinished(eqx.combine(a, static)),
-        lambda a: strong(eqx.filter(body(eqx.combine(a, static)), eqx.is_array)),
-        strong(arrays),
+        lambda a: tree.strong(eqx.filter(body(eqx.combine(a, static)), eqx.is_array)),
+        tree.strong(arrays),
     )
     return eqx.combine(end, static)
 

@@ -66,9 +66,9 @@ def freeze(
 
     def advance(carries: Any) -> Any:
         now = eqx.combine(carries[0], static)
-        return _strong(eqx.filter(run.step(now), eqx.is_array)), carries[0]
+        return tree.strong(eqx.filter(run.step(now), eqx.is_array)), carries[0]
 
-    dynamic = _strong(dynamic)
+    dynamic = tree.strong(dynamic)
     now, before = jax.lax.while_loop(unfinished, advance, (dynamic, dynamic))
     return eqx.combine(now, static), eqx.combine(before, static)
 
@@ -107,10 +107,10 @@ def late_start(run: Run, begin: Carry, end: Carry) -> Int[Array, ""]:
     def advance(state: Any) -> Any:
         now = eqx.combine(state[0], static)
         far = tree.norm(tree.sub(forcing(now.x), target)) > allowed
-        following = _strong(eqx.filter(run.step(now), eqx.is_array))
+        following = tree.strong(eqx.filter(run.step(now), eqx.is_array))
         return following, jnp.where(far, now.steps + 1, state[1])
 
-    start = jax.lax.while_loop(unfinished, advance, (_strong(dynamic), jnp.asarray(0)))[1]
+    start = jax.lax.while_loop(unfinished, advance, (tree.strong(dynamic), jnp.asarray(0)))[1]
     return jnp.clip(start, 0, jnp.maximum(end.steps - 1, 0))
 
 
@@ -141,17 +141,17 @@ def unroll(
 
     def advance(arrays: Any) -> Any:
         if limit is None and tol is None:
-            return _strong(eqx.filter(run.step(join(arrays)), eqx.is_array))
+            return tree.strong(eqx.filter(run.step(join(arrays)), eqx.is_array))
         # A step that only fills up starts where the first one did: at the solution it may be
         # singular, and 0 · NaN in its derivative would pass the mask.
         over = finished(arrays)
         following = run.step(join(tree.where(over, harmless, arrays)))
-        return tree.where(over, arrays, _strong(eqx.filter(following, eqx.is_array)))
+        return tree.where(over, arrays, tree.strong(eqx.filter(following, eqx.is_array)))
 
     def segment(step: Any, arrays: Any, length: int) -> Any:
         return jax.lax.scan(lambda c, _: (step(c), None), arrays, None, length=length)[0]
 
-    arrays = _strong(eqx.filter(carry, eqx.is_array))
+    arrays = tree.strong(eqx.filter(carry, eqx.is_array))
     harmless = jax.lax.stop_gradient(arrays)
     if checkpoint is None:
         return join(segment(advance, arrays, steps))
@@ -221,15 +221,12 @@ def trace(
 
         def advance(arrays: Any, _: None) -> tuple[Any, Point]:
             following = run.step(eqx.combine(arrays, template))
-            return _strong(eqx.filter(following, eqx.is_array)), following.x
+            return tree.strong(eqx.filter(following, eqx.is_array)), following.x
 
-        _, xs = jax.lax.scan(advance, _strong(eqx.filter(carry, eqx.is_array)), None, length=steps)
+        _, xs = jax.lax.scan(
+            advance, tree.strong(eqx.filter(carry, eqx.is_array)), None, length=steps
+        )
         return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), x0, xs)
 
     xs, dxs = eqx.filter_jvp(iterates, (theta,), (tree.as_arrays(tangent),))
     return xs, tree.fill(dxs, xs)
-
-
-def _strong(arrays: Any) -> Any:
-    """Arrays with their weak types dropped, so that a carry keeps its type through a loop."""
-    return jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype), arrays)

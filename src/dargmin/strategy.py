@@ -6,7 +6,7 @@ import equinox as eqx
 
 from dargmin import tree
 from dargmin.linear import LinearOptions, forming_pays
-from dargmin.linear.work import SMALL
+from dargmin.linear.work import MEDIUM, SMALL
 from dargmin.methods import (
     LBFGS,
     AbstractMethod,
@@ -77,9 +77,9 @@ def linear_solver_in_words(d: int, symmetric: bool, factor: bool, options: Any) 
         return f"d = {d}: one Cholesky factor for all, cheaper than conjugate gradients"
     from_size = {True: "CG", False: "GMRES"}[symmetric]
     direct = {True: "Cholesky", False: "LU"}[symmetric]
-    if d <= 64:
+    if d <= SMALL:
         return f"d = {d} is small: one {direct} factor"
-    if d <= 2048:
+    if d <= MEDIUM:
         return f"d = {d}: {from_size}, then one {direct} factor if the condition asks for more"
     return f"d = {d} is large: {from_size}, nothing d x d is formed"
 

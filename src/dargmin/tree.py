@@ -30,6 +30,7 @@ __all__ = [
     "scale",
     "size",
     "stop_gradient",
+    "strong",
     "sub",
     "where",
     "zeros_like",
@@ -151,6 +152,19 @@ def stop_gradient(tree: Any) -> Any:
     """`tree` with every array held constant under differentiation."""
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.lax.stop_gradient(arrays), rest)
+
+
+def strong(tree: Any) -> Any:
+    """Numbers and arrays as arrays with their weak types dropped, so that a carry keeps its type
+    through a loop; random keys as they are."""
+
+    def convert(leaf: Any) -> Any:
+        kind = jnp.result_type(leaf)
+        if jnp.issubdtype(kind, jax.dtypes.prng_key):
+            return leaf
+        return jax.lax.convert_element_type(leaf, kind)
+
+    return jtu.tree_map(convert, tree)
 
 
 def random_like(x: PyTree, seed: int = 0) -> PyTree:

@@ -105,9 +105,9 @@ def minimize(
     if not is_whole(steps, 0):
         raise ValueError(f"steps must be an integer >= 0, but got {steps!r}.")
     check_arguments(problem, method, 1, 0.0 if accuracy is None else accuracy)
-    x0, theta = _strong(tree.as_point(x0)), tree.as_arrays(theta0)
+    x0, theta = tree.strong(tree.as_point(x0)), tree.as_arrays(theta0)
     theta, fixed = eqx.partition(theta, eqx.is_inexact_array)
-    theta = _strong(theta)
+    theta = tree.strong(theta)
     if not jax.tree.leaves(theta):
         raise ValueError("theta0 has no floating-point leaf to minimise over.")
     box, chosen = Box(theta, bounds), as_optimizer(optimizer)
@@ -163,11 +163,6 @@ def _inner(
     if method is None:
         raise ValueError(f"inner_steps={inner_steps} are steps of a method: give method= too.")
     return FixedSteps(outer, problem, x0, fixed, method, mode, inner_steps, warm_start)
-
-
-def _strong(arrays: Any) -> Any:
-    """No weak types, as in the results of a step: otherwise the second step compiles anew."""
-    return jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype), arrays)
 
 
 def _accuracy(rtol: float | str) -> float | None:

@@ -14,7 +14,7 @@ from dargmin.linear.dense import Dense
 from dargmin.linear.krylov import GMRES
 from dargmin.linear.recycling import Pairs
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
-from dargmin.linear.work import SMALL
+from dargmin.linear.work import MEDIUM, SMALL
 from dargmin.status import Status, is_ok
 from dargmin.types import LinearMap, Point
 
@@ -31,7 +31,7 @@ class Auto(AbstractLinearSolver):
     every leaf of x: d is then the size of one, and each has a factor of its own."""
 
     small: int = SMALL
-    medium: int = 2048
+    medium: int = MEDIUM
     pairs: Pairs | None = None
     blocks: int | None = None
     error: Float[Array, ""] | float | None = None

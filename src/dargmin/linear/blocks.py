@@ -14,7 +14,10 @@ from dargmin.linear.solution import (
     LinearInfo,
     amplification,
     failure,
+    inconsistency,
     judge,
+    largest_column,
+    singular_threshold,
 )
 from dargmin.types import LinearMap, Point
 
@@ -73,8 +76,7 @@ def _solve_blocks(
     K: Float[Array, "B d d"], b: Float[Array, "B d"]
 ) -> tuple[Float[Array, "B d"], tuple[Array, ...]]:
     """x, and (largest ‖K‖, largest condition, indefinite?, ‖b‖ outside the range, regular?)."""
-    eps = jnp.asarray(jnp.finfo(b.dtype).eps, b.dtype)
-    singular = 4 * jnp.sqrt(jnp.asarray(b.shape[1], b.dtype)) * eps
+    singular = singular_threshold(b.dtype, b.shape[1])
     factor = jnp.linalg.cholesky(K)
     inverse = lambda r: jax.vmap(lambda c, r: jax.scipy.linalg.cho_solve((c, True), r))(factor, r)
     times = lambda v: jnp.einsum("bij,bj->bi", K, v)
@@ -90,7 +92,7 @@ def _solve_blocks(
     v = tree.random_like(b)
     begin = jnp.zeros_like(b), v / norms(v)[:, None], jnp.zeros(b.shape[0], b.dtype)
     x, _, inverse_norms = jax.lax.fori_loop(0, 2, refine, begin)
-    largest = jnp.sqrt(jnp.max(jnp.sum(jnp.square(K), axis=-2), axis=-1))
+    largest = largest_column(K)
     conditions = largest * inverse_norms
     regular = jnp.all(jnp.isfinite(conditions) & (conditions * singular < 1))
     finite = jnp.all(jnp.isfinite(K)) & jnp.all(jnp.isfinite(b))
@@ -109,7 +111,7 @@ def _solve_blocks(
 def _report(relative: Any, length: Any, parts: Any, b: Any, rtol: Any) -> LinearInfo:
     largest, condition, indefinite, outside, regular = parts
     kind = b.dtype
-    slack = 10 * jnp.sqrt(jnp.asarray(jnp.finfo(kind).eps, kind))
+    slack = inconsistency(kind)
     success = judge(relative, length, kind, rtol=rtol, largest=largest, condition=condition)
     success = success | (~regular & (relative <= slack))
     return LinearInfo(

@@ -13,7 +13,10 @@ from dargmin.linear.solution import (
     LinearInfo,
     amplification,
     failure,
+    inconsistency,
     judge,
+    largest_column,
+    singular_threshold,
 )
 from dargmin.types import LinearMap, Point
 
@@ -46,8 +49,7 @@ def solve_matrix(
 ) -> tuple[Float[Array, " d"], LinearInfo]:
     """K x = b by one factor and one refinement, or by the pseudo-inverse if K is singular."""
     kind, d = b.dtype, b.size
-    eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-    singular = 4 * jnp.sqrt(jnp.asarray(d, kind)) * eps
+    singular = singular_threshold(kind, d)
     if symmetric:
         matrix = (matrix + matrix.T) / 2
         factor = jnp.linalg.cholesky(matrix), True
@@ -66,7 +68,7 @@ def solve_matrix(
     v = tree.random_like(b)
     begin = jnp.zeros_like(b), v / tree.norm(v), jnp.zeros((), kind)
     x, _, inverse_norm = jax.lax.fori_loop(0, 2, refine, begin)
-    largest = jnp.sqrt(jnp.max(jnp.sum(jnp.square(matrix), axis=0)))  # ≤ ‖K‖₂, within √d of it
+    largest = largest_column(matrix)
     condition = largest * inverse_norm
     # A property of K alone: with one K and many b under `vmap`, this stays a true branch.
     regular = jnp.isfinite(condition) & (condition * singular < 1)
@@ -86,7 +88,7 @@ def solve_matrix(
     relative, length = tree.norm(b - matrix @ x), tree.norm(x)
     success = judge(relative, length, kind, rtol=rtol, largest=largest, condition=condition)
     # What lies outside the range of a singular K may be rounding of a consistent b.
-    slack = 10 * jnp.sqrt(eps)
+    slack = inconsistency(kind)
     success = success | (~regular & (relative <= slack))
     return x, LinearInfo(
         status=failure(

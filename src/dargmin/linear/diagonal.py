@@ -208,7 +208,7 @@ _SUMS = ("add", "add_any", "sub", "select_n")
 def _image(term: _Term, equation: Any, inputs: list[Any], place: int, run: Any) -> _Term:
     """What an equation makes of one term of the input at `place`, the others being constants."""
     name, params, shape = equation.primitive.name, equation.params, equation.outvars[0].aval.shape
-    other = inputs[1 - place] if len(inputs) == 2 else None
+    other: Any = inputs[1 - place] if len(inputs) == 2 else None
     if name in ("add", "add_any") or name in _SAME:
         return _scaled(term, 1, shape)
     if name == "neg" or name == "sub":

@@ -13,7 +13,10 @@ from dargmin.linear.solution import (
     LinearInfo,
     amplification,
     failure,
+    inconsistency,
     judge,
+    largest_column,
+    singular_threshold,
 )
 from dargmin.linear.work import SMALL
 from dargmin.types import LinearMap, Point
@@ -86,7 +89,7 @@ class Factored(AbstractLinearSolver):
 
         end = jax.lax.while_loop(unfinished, refine, begin)
         length = tree.norm(end.x)
-        slack = 10 * jnp.sqrt(jnp.asarray(jnp.finfo(kind).eps, kind))
+        slack = inconsistency(kind)
         success = judge(
             end.size, length, kind, rtol=rtol, largest=self.largest, condition=self.condition
         )
@@ -130,9 +133,9 @@ def factored(operator: LinearMap, like: Point) -> Factored:
     kind, d = matrix.dtype, matrix.shape[0]
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
     matrix = (matrix + matrix.T) / 2
-    largest = jnp.sqrt(jnp.max(jnp.sum(jnp.square(matrix), axis=0)))  # ≤ ‖K‖₂, within √d of it
+    largest = largest_column(matrix)
     v, identity = tree.random_like(matrix[0]), jnp.eye(d, dtype=kind)
-    threshold = 1 / (4 * jnp.sqrt(jnp.asarray(d, kind)) * eps)
+    threshold = 1 / singular_threshold(kind, d)
 
     def unfit(state: tuple) -> Bool[Array, ""]:
         _, inverse_norm, tries = state

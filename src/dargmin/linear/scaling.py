@@ -23,10 +23,10 @@ def scaling(
     all but few eigenvalues at one; divided by its whole diagonal, it has them everywhere."""
     if not isinstance(problem, Objective) or tree.size(x) == 0:
         return None
-    problem, x, theta = tree.stop_gradient((problem, x, theta))
+    frozen, x, theta = tree.stop_gradient((problem, x, theta))
     if problem.diagonal is not None:
-        return problem.diagonal(x, theta)
-    system = problem.linear_system(x, theta) if system is None else system
+        return frozen.diagonal(x, theta)
+    system = frozen.linear_system(x, theta) if system is None else system
     found = jax.lax.stop_gradient(diagonal(system.operator, x, full_rank=True))
     if found is None:
         return None

@@ -65,6 +65,21 @@ def rounding(dtype: Any, condition: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.asarray(jnp.finfo(dtype).eps, dtype) * condition
 
 
+def largest_column(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:
+    """The largest norm of a column: at most ‖K‖₂, and within √d of it."""
+    return jnp.sqrt(jnp.max(jnp.sum(jnp.square(matrix), axis=-2), axis=-1))
+
+
+def singular_threshold(dtype: Any, d: int) -> Float[Array, ""]:
+    """4 √d ε: singular values below this share of the largest are rounding."""
+    return 4 * jnp.sqrt(jnp.asarray(d, dtype)) * jnp.asarray(jnp.finfo(dtype).eps, dtype)
+
+
+def inconsistency(dtype: Any) -> Float[Array, ""]:
+    """10 √ε: more of b than this outside the range of a singular K cannot be rounding."""
+    return 10 * jnp.sqrt(jnp.asarray(jnp.finfo(dtype).eps, dtype))
+
+
 def amplification(
     length: Float[Array, ""], largest: Float[Array, ""], condition: Float[Array, ""]
 ) -> Float[Array, ""]:

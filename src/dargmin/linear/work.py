@@ -11,6 +11,9 @@ from dargmin.types import LinearMap, Point
 SMALL = 64
 """Up to this many coordinates a factor is always cheap."""
 
+MEDIUM = 2048
+"""Beyond this many nothing d x d is ever formed."""
+
 BATCHING = 8
 """How much faster d products with a data matrix at once are than one after the other: the one is
 bound by arithmetic, the other by memory. Measured on CPUs: 5 where the matrix fits into the cache,
@@ -29,7 +32,7 @@ def forming_pays(operator: LinearMap, like: Point) -> bool:
     d = tree.size(like)
     if d <= SMALL:
         return True
-    if d > 2048:
+    if d > MEDIUM:
         return False
     work = matrix_work(jax.make_jaxpr(operator)(like))
     return work > 0 and d / BATCHING + d**3 / (3 * BATCHING * work) <= WORTH

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 import optimistix as optx
 
+from dargmin import tree
 from dargmin.methods.base import AbstractMethod
 from dargmin.problems import AbstractProblem, FixedPoint, Objective, Root
 from dargmin.types import Parameters, Point
@@ -37,7 +38,7 @@ class FromOptax(AbstractMethod):
 
     def prepare(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
         # Some states begin with Python numbers, which a loop turns into arrays.
-        init = lambda x: _as_arrays(self.transformation.init(x))
+        init = lambda x: tree.strong(self.transformation.init(x))
         step = FromOptax(self.transformation).step
         converted = (
             eqx.filter_closure_convert(init, x),
@@ -48,7 +49,7 @@ class FromOptax(AbstractMethod):
     def init(self, problem: AbstractProblem, x: Point, theta: Parameters) -> Any:
         if self.converted is not None:
             return self.converted[0](x)
-        return _as_arrays(self.transformation.init(x))
+        return tree.strong(self.transformation.init(x))
 
     def step(
         self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters
@@ -111,13 +112,6 @@ class FromOptimistix(AbstractMethod):
         function = _as_optimistix(problem)
         x, state, _ = self.solver.step(function, x, theta, {}, state, frozenset())
         return x, state, problem.residual(x, theta)
-
-
-def _as_arrays(state: Any) -> Any:
-    """Numbers as arrays with a dtype of their own; random keys as they are."""
-    is_key = lambda u: jnp.issubdtype(jnp.result_type(u), jax.dtypes.prng_key)
-    array = lambda u: u if is_key(u) else jax.lax.convert_element_type(u, jnp.result_type(u))
-    return jax.tree.map(array, state)
 
 
 def _as_optimistix(problem: AbstractProblem) -> Any:
