@@ -48,7 +48,7 @@ bench: $(DEV) ## all tables, into benchmarks/results (about two hours)
 	$(BIN)/python benchmarks/warm_start.py --out $(RESULTS)
 	$(BIN)/python benchmarks/estimators.py --out $(RESULTS)
 
-figures: $(DEMO) ## the figures of the documentation, into docs/figures
+figures: $(DEMO) ## the figures of the-curse-explained.md (those of README.md: docs/figures/studies.py)
 	$(BIN)/python docs/figures/make.py
 
 pins: ## write constraints.txt anew (what still fits stays; delete the file first to move everything)

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from benchmarks import report  # needs no jax, which has to find the settings of `measure`
+
 PEERS = ("dargmin", "plain_jax", "jaxopt", "optimistix", "torchopt")
 RESULTS = Path("benchmarks/results")
 Row = dict[str, Any]
@@ -38,8 +40,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.page:
         measure(arguments)
-    from benchmarks import report
-
     report.write_page(arguments.out, arguments.quick)
     if arguments.out == RESULTS and not arguments.quick:
         report.write_summary(RESULTS, Path(__file__).parents[1] / "README.md")
@@ -56,7 +56,6 @@ def measure(arguments: argparse.Namespace) -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    from benchmarks import report
     from benchmarks.problems import cases, sweeps
 
     modules = load_peers(arguments.peers)

@@ -26,6 +26,7 @@ extensions = [
     "mathml",
     "public",
     "crosslinks",
+    "unbroken",
 ]
 exclude_patterns = ["_build", "figures"]
 suppress_warnings = ["config.cache"]  # the gallery's functions cannot be pickled, and need not be

@@ -62,7 +62,7 @@ def _check(app, env):
         logging.getLogger(__name__).warning("%s is public, and not in the API reference", name)
 
 
-SPANS = re.compile(r"``.*?``|`[^`]*`")
+SPANS = re.compile(r"``.*?``|`[^`]*`|(?<!\S)\*[a-z]+(?: [a-z]+)*\*(?![\w*])")  # code, emphasis
 
 
 def _escaped(text: str) -> str:
@@ -72,7 +72,7 @@ def _escaped(text: str) -> str:
 
 
 def _plain(app, what, name, obj, options, lines):
-    """Escape what reStructuredText would take for markup, outside code."""
+    """Escape what reStructuredText would take for markup, outside code and emphasised words."""
     text, code = "\n".join(lines), False
     for i, line in enumerate(text.split("\n")):
         indented = line.startswith(" ") or not line.strip()

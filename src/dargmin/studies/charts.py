@@ -12,6 +12,7 @@ PALETTE = [
     "#2f8fd0", "#e0692e", "#c99a1e", "#22a07f", "#c45cb3", "#7f7ce0", "#8a8f98", "#d0496b",
     "#5aa82e", "#2fb5c0",
 ]  # fmt: skip
+MARGIN = 6  # pixels between an axis and a mark, which the axis would cut in half
 DRAG = "[mousedown, window:mouseup] > window:mousemove!"  # the mouse alone: a finger scrolls
 WHEEL = "wheel![event.shiftKey]"
 NUMBER = (
@@ -74,8 +75,8 @@ def points(
     toggle = _toggle(series)
     base = _controlled(alt.Chart(frame), frame, controls or {})
     encoding: dict[str, Any] = {
-        "x": alt.X(x, title=titles[0], **_axis("x", scales[0])),
-        "y": alt.Y(y, title=titles[1], **_axis("y", scales[1])),
+        "x": alt.X(x, title=titles[0], **_axis("x", scales[0], padding=MARGIN)),
+        "y": alt.Y(y, title=titles[1], **_axis("y", scales[1], padding=MARGIN)),
         "color": _colour(frame, series),
         "opacity": alt.condition(toggle, alt.value(0.8), alt.value(0.06)),
         "tooltip": _tooltip(frame, [series, shape, *more, x, y]),
@@ -186,7 +187,9 @@ def _rule(value: float) -> Any:
     return where.mark_rule(color="#8a8f98", strokeDash=[2, 3]).encode(y=alt.Y("level:Q"))
 
 
-def _axis(name: str, kind: Any, limits: tuple[float, float] | None = None) -> dict[str, Any]:
+def _axis(
+    name: str, kind: Any, limits: tuple[float, float] | None = None, padding: int = 0
+) -> dict[str, Any]:
     """Type, scale and axis; a long logarithmic one is marked at powers of ten alone."""
     if kind == "ordinal":
         return {"type": "ordinal", "axis": alt.Axis(labelAngle=0)}
@@ -200,7 +203,7 @@ def _axis(name: str, kind: Any, limits: tuple[float, float] | None = None) -> di
         gridOpacity=alt.condition(shown, alt.value(1), alt.value(0)),
         tickOpacity=alt.condition(shown, alt.value(1), alt.value(0.3)),
     )
-    scale = alt.Scale(type=kind, domain=domain, nice=False)
+    scale = alt.Scale(type=kind, domain=domain, nice=False, padding=padding)
     return {"type": "quantitative", "axis": axis, "scale": scale}
 
 

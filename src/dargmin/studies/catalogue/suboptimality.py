@@ -100,7 +100,7 @@ def figure(frame: Frame) -> Figure:
     )
     return curves(
         long, x="t", y="suboptimality", series="method", dash="what",
-        titles=("iteration t", "suboptimality, relative"), limits=(1e-12, 1e6),
+        titles=("iteration t", "suboptimality, relative"), limits=(1e-12, 1e4),
         controls={"data": str(frame["data"].iloc[0]), "begin": "random"},
     )  # fmt: skip
 
