@@ -26,8 +26,8 @@ def scaling(
     frozen, x, theta = tree.stop_gradient((problem, x, theta))
     if problem.diagonal is not None:
         return frozen.diagonal(x, theta)
-    system = frozen.linear_system(x, theta) if system is None else system
-    found = jax.lax.stop_gradient(diagonal(system.operator, x, full_rank=True))
+    operator = (frozen.linear_system(x, theta) if system is None else system).operator
+    found = jax.lax.stop_gradient(diagonal(operator, x, full_rank=True))
     if found is None:
         return None
     entries, _ = tree.ravel(found)
