@@ -25,7 +25,7 @@ from dargmin.linear import (
 from dargmin.linear.newton import GAIN
 from dargmin.loop import Run, freeze
 from dargmin.methods import Landing, armijo
-from dargmin.problems import AbstractProblem, Objective
+from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.quantity import AbstractQuantity, Derivative, allowed_error, norms, rounding
 from dargmin.status import Status, first_failure, is_ok
 from dargmin.types import Parameters, Point
@@ -275,16 +275,18 @@ class Round(eqx.Module):
     ) -> tuple[Float[Array, " k"], Float[Array, " k"], Cost]:
         """The estimated absolute error, the part of it due to the linear solve, and the cost.
 
-        The difference of two rounds is the error of the earlier one; of the later one, only as much
-        as is left of the distance between them, SAFETY times that to be sure. With a factor of a
-        constant Hessian the first round has the solution, but for rounding, which is looked at in
-        any case, once nothing else stands in the way."""
+        The difference of two rounds is the error of the earlier one; of the later one, where
+        Newton's method converges quadratically and K is symmetric, only as much as is left of the
+        distance between them, SAFETY times that to be sure. With a factor of a constant Hessian the
+        first round has the solution, but for rounding, which is looked at in any case, once nothing
+        else stands in the way."""
         linear = allowed_error(found)
         change, comparable = jnp.zeros_like(linear), at.settled & is_ok(at.status)
         if self.known is None:
-            left = SAFETY * at.remaining / jnp.where(at.distance > 0, at.distance, 1)
-            left = jnp.where((at.distance > 0) & (left < 1), left, 1)
-            change = left * norms(tree.sub(found.value, s.derivative.value))
+            change = norms(tree.sub(found.value, s.derivative.value))
+            if isinstance(self.problem, Objective | Composite) and not self.constant:
+                left = SAFETY * at.remaining / jnp.where(at.distance > 0, at.distance, 1)
+                change = change * jnp.where((at.distance > 0) & (left < 1), left, 1)
             comparable = comparable & s.taken & is_ok(s.status)
         comparable = comparable & is_ok(found.status)
         if self.known is not None:

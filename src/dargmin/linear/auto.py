@@ -25,7 +25,7 @@ class Auto(AbstractLinearSolver):
     Up to `small` coordinates the matrix is formed and factored at once. Up to `medium` a Krylov
     solver goes first, with as many steps as a factorisation is worth; if the condition asks for
     more, the matrix is formed. Beyond `medium` nothing d x d is ever formed. `pairs` are for CG;
-    for GMRES, `error` is a residual of a tenth of it.
+    for GMRES, `error` is a residual of a twentieth of it.
 
     `blocks` says that a symmetric system is that many systems, stacked along the first axis of
     every leaf of x: d is then the size of one, and each has a factor of its own."""
@@ -63,7 +63,7 @@ class Auto(AbstractLinearSolver):
         if d <= self.small:
             return solve(direct)
         if not symmetric and self.error is not None:  # GMRES knows residuals only
-            rtol = jnp.maximum(jnp.asarray(rtol, kind), 0.1 * jnp.asarray(self.error, kind))
+            rtol = jnp.maximum(jnp.asarray(rtol, kind), 0.05 * jnp.asarray(self.error, kind))
         if d > self.medium:
             return solve(CG(pairs=self.pairs, error=self.error) if symmetric else GMRES())
         cg = CG(max(d // 4, 64), self.pairs, self.error)

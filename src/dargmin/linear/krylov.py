@@ -18,6 +18,9 @@ from dargmin.linear.solution import (
 )
 from dargmin.types import LinearMap, Point
 
+DOUBT = 4.0
+"""By how much ‖K⁻¹‖ may be underestimated."""
+
 BLOCK = 8
 """Rows of the basis that a new vector is orthogonalised against at once."""
 
@@ -244,7 +247,8 @@ def _report(
     b: Float[Array, " d"], x: Float[Array, " d"], r: Float[Array, " d"], rtol: Any, products: Any,
     finite: Any,
 ) -> LinearInfo:  # fmt: skip
-    """‖Kx‖ / ‖x‖ and ‖x‖ / ‖b‖ are all that such a solve has seen of ‖K‖ and ‖K⁻¹‖."""
+    """‖Kx‖ / ‖x‖ and ‖x‖ / ‖b‖ are all that such a solve has seen of ‖K‖ and ‖K⁻¹‖, from below:
+    hence the DOUBT."""
     kind, length, relative = b.dtype, jnp.linalg.norm(x), jnp.linalg.norm(r)
     largest = jnp.linalg.norm(b - r) / jnp.maximum(length, jnp.finfo(kind).tiny)
     condition = jnp.maximum(largest * length, jnp.ones((), kind))
@@ -254,7 +258,7 @@ def _report(
     return LinearInfo(
         status=failure(success, finite=finite, indefinite=no, inconsistent=no),
         residual=relative,
-        amplification=amplification(length, largest, condition),
+        amplification=DOUBT * amplification(length, largest, condition),
         condition=condition,
         products=products,
         factorisations=jnp.asarray(0),
