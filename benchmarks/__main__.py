@@ -1,6 +1,7 @@
 """dargmin against other libraries: writes peers.csv, peers.md and figures.
 
     python -m benchmarks [--quick] [--tune] [--only NAME ...] [--peers NAME ...] [--out DIR]
+    python -m benchmarks --device gpu [--scale 4]
     python -m benchmarks --page
 
 Every library is run as it comes and tuned (peers/*.json says how; --tune finds the settings anew),
@@ -36,20 +37,36 @@ def main() -> None:
     parser.add_argument(
         "--page", action="store_true", help="only the page, from the table there is"
     )
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument(
+        "--scale", type=int, help="rows and columns times this; 1, and 4 on a GPU (data: 16)"
+    )
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of timing per problem")
     arguments = parser.parse_args()
+    gpu = arguments.device == "gpu"
+    scale = arguments.scale or (4 if gpu else 1)
+    name, options = "peers", ""
+    if arguments.quick:
+        name, options = "peers_quick", " --quick"
+    elif gpu or scale > 1:
+        name, options = f"peers_{arguments.device}_x{scale}", f" --device {arguments.device}"
+        options += f" --scale {scale}"
     if not arguments.page:
-        measure(arguments)
-    report.write_page(arguments.out, arguments.quick)
-    if arguments.out == RESULTS and not arguments.quick:
+        measure(arguments, name, scale)
+    report.write_page(arguments.out, name, options)
+    if arguments.out == RESULTS and name == "peers":
         report.write_summary(RESULTS, Path(__file__).parents[1] / "README.md")
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """Run what was asked for, on one core; the table grows with every problem."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+def measure(arguments: argparse.Namespace, name: str, scale: int) -> None:
+    """Run what was asked for, on one core or the accelerator; the table grows with every
+    problem."""
+    if arguments.device == "gpu":
+        os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu")
+    else:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     warnings.filterwarnings("ignore", "JAXopt is no longer", DeprecationWarning)
     warnings.filterwarnings("ignore", "We.ve integrated functorch", FutureWarning)
 
@@ -62,14 +79,15 @@ def measure(arguments: argparse.Namespace) -> None:
     rows: list[Row] = []
     wanted = lambda name: not arguments.only or name in arguments.only
     budget = 5.0 if arguments.quick else arguments.budget
-    for name, make in cases(arguments.quick).items():
-        if wanted(name):
-            rows += rows_of(make(), modules, arguments.tune or arguments.quick, budget)
-            report.write_table(arguments.out, rows, arguments.quick)
-    if wanted("sweeps") and not arguments.quick:
+    anew = arguments.tune or name != "peers"
+    for problem, make in cases(arguments.quick, scale).items():
+        if wanted(problem):
+            rows += rows_of(make(), modules, anew, budget, keep=name == "peers")
+            report.write_table(arguments.out, name, rows)
+    if wanted("sweeps") and name == "peers":
         for make in sweeps():
             rows += rows_of(make(), modules, arguments.tune, budget / 3)
-            report.write_table(arguments.out, rows, arguments.quick)
+            report.write_table(arguments.out, name, rows)
 
 
 def load_peers(names: list[str]) -> dict[str, ModuleType]:
@@ -83,9 +101,17 @@ def load_peers(names: list[str]) -> dict[str, ModuleType]:
     return found
 
 
-def rows_of(case: Any, modules: dict[str, ModuleType], search: bool, budget: float) -> list[Row]:
-    """One row for each peer, target and way."""
-    from benchmarks.measure import gradient_program, interleaved, relative_error, summary
+def rows_of(
+    case: Any, modules: dict[str, ModuleType], search: bool, budget: float, keep: bool = True
+) -> list[Row]:
+    """One row for each peer, target and way. Settings that are found are kept beside the peers."""
+    from benchmarks.measure import (
+        bandwidth,
+        gradient_program,
+        interleaved,
+        relative_error,
+        summary,
+    )
     from benchmarks.tune import TARGETS, load, save, tune
 
     calls, rows = {("gradient", "", ""): gradient_program(case)}, {}
@@ -94,7 +120,8 @@ def rows_of(case: Any, modules: dict[str, ModuleType], search: bool, budget: flo
         if search or case.name not in settings:
             begin = time.perf_counter()
             settings[case.name] = tune(module, case)
-            save(peer, settings)
+            if keep:
+                save(peer, settings)
             print(
                 f"{case.name}: tuned {peer} in {time.perf_counter() - begin:.0f} s", file=sys.stderr
             )
@@ -132,6 +159,9 @@ def rows_of(case: Any, modules: dict[str, ModuleType], search: bool, budget: flo
         rows[key] |= dict(ms=middle, spread=spread, gradient_equivalents=middle / unit)
     if "dargmin" in modules:
         rows["dargmin", "as it comes", "1e-03"] |= certificate(modules["dargmin"], case)
+        if speeds := bandwidth(case):
+            fast = dict(zip(("read_gbs", "copy_gbs"), speeds, strict=True))
+            rows["dargmin", "as it comes", "1e-03"] |= fast
     for row in rows.values():
         print(
             {

@@ -57,6 +57,29 @@ def gradient_program(case: Case) -> Callable:
     return lambda: jax.block_until_ready(program(arrays, case.x0, case.theta))
 
 
+def bandwidth(case: Case) -> tuple[float, float] | None:
+    """GB/s at which products with the Jacobian read the problem's arrays (a product reads them
+    twice), and at which this machine copies an array; None without arrays worth the name."""
+    arrays, static = eqx.partition(case.f, eqx.is_array)
+    bytes_read = 2 * sum(a.nbytes for a in jax.tree.leaves(arrays))
+    if bytes_read < 1e6:
+        return None
+    count = 10
+
+    def products(arrays: Any, x: Any, theta: Any) -> Any:
+        f = eqx.combine(arrays, static)
+        inner = f if case.kind == "fixed point" else jax.grad(f)
+        _, product = jax.linearize(lambda x: inner(x, theta), x)
+        return jax.lax.fori_loop(0, count, lambda _, v: product(v / jnp.max(jnp.abs(v))), x + 1)
+
+    program = jax.jit(products)
+    reading = seconds_of(lambda: jax.block_until_ready(program(arrays, case.x0, case.theta)), 5)
+    block = jnp.ones(2**24)
+    copy = jax.jit(lambda a: a + 1)
+    copying = seconds_of(lambda: jax.block_until_ready(copy(block)), 5)
+    return count * bytes_read / reading / 1e9, 2 * block.nbytes / copying / 1e9
+
+
 def relative_error(value: np.ndarray, case: Case) -> float:
     truth = np.asarray(case.truth)
     error = np.linalg.norm(np.asarray(value).reshape(truth.shape) - truth) / np.linalg.norm(truth)
@@ -64,7 +87,8 @@ def relative_error(value: np.ndarray, case: Case) -> float:
 
 
 def seconds_of(call: Callable, repeats: int = 3) -> float:
-    """The shortest of a few runs."""
+    """The shortest of a few runs, after one that does not count."""
+    call()
     return min(_timed(call, 1) for _ in range(repeats))
 
 
@@ -93,9 +117,10 @@ def summary(times: list[float]) -> tuple[float, float]:
 
 
 def _timed(call: Callable, loops: int) -> float:
-    """Seconds of processor time of one call: pinned to a core, that is what the clock would say if
-    nothing else ran on the machine."""
-    begin = time.process_time()
+    """Seconds of one call: of processor time where that computes, which on a core of its own is
+    what the clock would say if nothing else ran on the machine; else by the clock."""
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    begin = clock()
     for _ in range(loops):
         call()
-    return (time.process_time() - begin) / loops
+    return (clock() - begin) / loops

@@ -107,8 +107,9 @@ class Aim(eqx.Module):
         return 0.5 * jnp.mean((x - self.a) ** 2)
 
 
-def cases(quick: bool = False) -> dict[str, Callable[[], Case]]:
-    """The problems of the table by name, the small ones only if `quick`; built when called."""
+def cases(quick: bool = False, scale: int = 1) -> dict[str, Callable[[], Case]]:
+    """The problems of the table by name, the small ones only if `quick`; built when called. With a
+    `scale`, those with a data matrix, of as many times the rows and the columns."""
     small = {
         "ridge diabetes": diabetes,
         "logistic breast_cancer": breast_cancer,
@@ -117,6 +118,13 @@ def cases(quick: bool = False) -> dict[str, Callable[[], Case]]:
         return small | {
             "ridge 200x50": lambda: ridge(200, 50, 1e2, "ridge 200x50"),
             "elastic net 50x100": lambda: sparse("elastic net", 50, 100),
+        }
+    if scale > 1:
+        n, d = 2000 * scale, 500 * scale
+        return {
+            f"ridge x{scale}": lambda: ridge(n, d, 1e4, f"ridge {n}x{d}, condition 1e4"),
+            f"logistic x{scale}": lambda: large_logistic(5000 * scale, 1000 * scale),
+            f"elastic net x{scale}": lambda: sparse("elastic net", 500 * scale, 1000 * scale),
         }
     return {
         "ridge diabetes": diabetes,
@@ -194,12 +202,11 @@ def breast_cancer() -> Case:
     return _logistic("logistic breast_cancer", X[::2], y[::2], X[1::2], y[1::2], -5.0)
 
 
-def large_logistic() -> Case:
+def large_logistic(n: int = 5000, d: int = 1000) -> Case:
     rng = np.random.default_rng(5)
-    n, d = 5000, 1000
     X = rng.normal(size=(n + 1000, d)) * np.geomspace(1, 0.1, d)
     y = np.sign(X @ rng.normal(size=d) + 3 * rng.logistic(size=len(X)))
-    return _logistic("logistic 5000x1000", X[:n], y[:n], X[n:], y[n:], -6.0)
+    return _logistic(f"logistic {n}x{d}", X[:n], y[:n], X[n:], y[n:], -6.0)
 
 
 def _logistic(name: str, X: Any, y: Any, V: Any, v: Any, log_penalty: float) -> Case:

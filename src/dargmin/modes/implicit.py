@@ -49,7 +49,9 @@ class Implicit(AbstractFrozenMode):
         `dargmin.linear.CG()`, `Dense()`, `GMRES()`, `BiCGStab()`; chosen by structure and size
         if None.
     preconditioner : callable v -> M⁻¹v, optional
-        Serves the transposed solve too. The declared diagonal of an `Objective` if None.
+        Serves the transposed solve too. If None, the diagonal of an `Objective`'s Hessian: as
+        declared, or, with the default solver and more than 64 coordinates, as its program shows it
+        where its entries differ by more than a factor 10.
     polish : bool
         Take the derivative at the Newton-corrected x̂ = x_T - (∂ₓF)⁻¹F, where its error is the
         square of that at x_T. The value stays x_T.

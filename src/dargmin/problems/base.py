@@ -89,7 +89,8 @@ class Objective(AbstractProblem):
     quadratic : bool, optional
         Whether f is quadratic in x. Proved from the traced program if None.
     diagonal : callable, (x, theta) -> pytree like x, optional
-        The diagonal of the Hessian, used to precondition Krylov solvers.
+        The diagonal of the Hessian, used to precondition Krylov solvers. Of losses of X w + b and
+        separable penalties it is read from the program if None (see `dargmin.linear.scaling`).
     has_aux : bool
         Whether f returns (value, auxiliary data).
     hvp : callable, (x, theta, v) -> pytree like x, optional
