@@ -62,8 +62,8 @@ class NewtonCG(AbstractMethod):
 
     The linear solve is as inexact as superlinear convergence allows, ‖r‖ ≤ η_t ‖∇f‖ with η_0 = η
     and η_t = min(η, 0.9 ‖∇f(x_t)‖²/‖∇f(x_{t-1})‖²), and stops at negative curvature; a_t is the
-    first of 1, ½, ¼, ... that decreases f enough (Armijo). The Hessian's diagonal preconditions where
-    it is known and pays. The derivative of a step is that of the exact Newton direction.
+    first of 1, ½, ¼, ... that decreases f enough (Armijo). The diagonal of the Hessian is the
+    preconditioner where it pays. The derivative of a step is that of the exact Newton direction.
 
     Parameters
     ----------
