@@ -36,7 +36,9 @@ def grid(case: Case) -> list[dict[str, str]]:
         ]
     else:
         choices = [{"method": m, **polish} for m in SMOOTH for polish in ({}, {"polish": "yes"})]
-        choices += [{"method": "ConjugateGradient"}] if case.quadratic else []
+        if case.quadratic:
+            choices += [{"method": "ConjugateGradient"}]
+            choices += [{"method": "NewtonCG", "forcing": eta} for eta in ("1e-5", "1e-6")]
     return [{"call": "hypergradient"}, *({"call": "solve"} | choice for choice in choices)]
 
 
@@ -46,7 +48,8 @@ def hypergradient(case: Case, choice: dict[str, str]) -> Callable:
         if choice.get("call") != "solve":
             rtol = tol if choice else 1e-3
             return dargmin.hypergradient(outer, problem, x0, theta, rtol=rtol, throw=False).gradient
-        method = METHODS[choice["method"]]()
+        forcing = {"forcing": float(choice["forcing"])} if "forcing" in choice else {}
+        method = METHODS[choice["method"]](**forcing)
         solver = dargmin.linear.BiCGStab() if "adjoint" in choice else None
         mode = dargmin.Implicit(solver, polish="polish" in choice, rtol=adjoint_tol)
 

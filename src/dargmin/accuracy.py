@@ -2,9 +2,11 @@
 sensitivity.
 
 Each round solves the inner problem (to a tolerance), corrects the point by Newton's method, takes
-the implicit derivative there, and compares it with that of the round before. What dominates the
-error is tightened. The difference of two rounds is the error of the earlier one; the later one,
-which is returned, is better by another Newton correction: the estimate is conservative."""
+the implicit derivative there, and compares it with that of the round before; the first, whose
+derivative is only compared with, leaves the correction out. What dominates the error is tightened.
+The difference of two rounds is the error of the earlier one; the later one, which is returned, is
+better by another Newton correction: how much better is known from how far that went, and how far
+there is left to go."""
 
 from typing import Any
 

@@ -263,7 +263,9 @@ class Round(eqx.Module):
 
         if not self.newton:
             return there()
-        close = 30 * jnp.finfo(at.remaining.dtype).eps * at.condition + self.goal.rtol
+        # From here, one more step squares the distance: the derivative there is compared with this.
+        close = 0.1 * jnp.sqrt(self.goal.rtol)
+        close = close + 30 * jnp.finfo(close.dtype).eps * at.condition
         near = at.settled & (at.remaining <= close * tree.norm(at.x))
         inf = jnp.full_like(s.error, jnp.inf)
         return jax.lax.cond(
