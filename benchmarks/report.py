@@ -54,7 +54,7 @@ def write_page(out: Path, name: str, options: str) -> None:
     """The page and its figures, from the table of that name alone."""
     rows = read_table(out / f"{name}.csv")
     table = [row for row in rows if not row["sweep"]]
-    problems = list(dict.fromkeys(row["problem"] for row in table))
+    problems = _problems(table)
     measured = [p for p in LIBRARIES if any(row["peer"] == p for row in rows)]
     versions = ", ".join(f"{p} {_version(p)}" for p in ("dargmin", "jax", *measured))
     day = datetime.date.fromtimestamp((out / f"{name}.csv").stat().st_mtime)
@@ -77,8 +77,8 @@ def write_page(out: Path, name: str, options: str) -> None:
             "## Where the time goes",
             "Of dargmin as it comes. A gradient and a product with the Jacobian take about one "
             "*g.e.* each: what is left over are factors, linearisations, and the work on vectors "
-            "beside them. A product reads the data twice; at the speed at which this machine "
-            "copies an array, it cannot be faster.",
+            "beside them. A product reads the data twice: where they are longer than the cache, it "
+            "cannot be faster than a long vector is read and written.",
             _markdown(profile),
         ]
     for problem in problems:
@@ -94,7 +94,7 @@ def write_page(out: Path, name: str, options: str) -> None:
 def write_summary(out: Path, readme: Path) -> None:
     """The ratios and their means, between the two marks in the README."""
     rows = [row for row in read_table(out / "peers.csv") if not row["sweep"]]
-    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    problems = _problems(rows)
     columns = {
         "problem": "problem",
         "dargmin, 1e-03": "time, tuned to 1e-3",
@@ -112,6 +112,12 @@ def write_summary(out: Path, readme: Path) -> None:
     _, after = rest.split(END)
     body = "\n\n".join([BEGIN, _markdown(table), *_means(rows, problems), END])
     readme.write_text(before + body + after, encoding="utf-8")
+
+
+def _problems(rows: list[Row]) -> list[str]:
+    """Those with a target first, in its order."""
+    found = dict.fromkeys(row["problem"] for row in rows)
+    return sorted(found, key=lambda p: list(TIME_TARGETS).index(p) if p in TIME_TARGETS else 99)
 
 
 def _version(package: str) -> str:
@@ -183,19 +189,20 @@ def _profile(rows: list[Row], problems: list[str]) -> list[Row]:
         products = int(row["products"])
         whole = float(row["gradient_equivalents"])
         counted = int(row["gradients"]) + (0 if formed else products)
-        fast = row.get("read_gbs") and row["copy_gbs"]
-        lines.append({
+        line = {
             "problem": problem,
             "g.e.": _number(whole),
             "gradients": row["gradients"],
             "products": f"{products}, batched" if formed else products,
             "factors": row["factorisations"],
             "left over": f"{max(1 - counted / whole, 0):.0%}",
-            "products read": f"{float(row['read_gbs']):.0f} GB/s" if fast else "in cache",
-            "of the speed of a copy": (
-                f"{float(row['read_gbs']) / float(row['copy_gbs']):.0%}" if fast else ""
-            ),
-        })  # fmt: skip
+            "products read": "",
+            "a long vector": "",
+        }
+        if row.get("read_gbs"):
+            line["products read"] = f"{float(row['read_gbs']):.0f} GB/s"
+            line["a long vector"] = f"{float(row['copy_gbs']):.0f} GB/s"
+        lines.append(line)
     return lines
 
 
