@@ -272,7 +272,10 @@ def _draw(out: Path, name: str, rows: list[Row], problems: list[str]) -> bool:
                     axis.plot(*zip(*points, strict=True), marker, color=colour, label=label)
         axis.set(xscale="log", yscale="log", title=problem)
         axis.title.set_fontsize(9)
-        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_xlim()
+        axis.xaxis.set_major_locator(
+            ticker.LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,))
+        )
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.axhline(1e-3, color="0.8", lw=0.8, zorder=0)
