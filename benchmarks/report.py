@@ -150,13 +150,17 @@ def _ratios(rows: list[Row], problems: list[str]) -> list[Row]:
             best = _best(rows, problem, target)
             for peer in ("dargmin", "plain_jax"):
                 own = _ms(_find(rows, problem, peer, "tuned", target))
-                line[f"{peer.replace('_', ' ')}, {target}"] = _number(own / best)
+                line[f"{peer.replace('_', ' ')}, {target}"] = _ratio(own, best)
         default = _find(rows, problem, "dargmin", "as it comes", "1e-03")
         best = _best(rows, problem, "1e-03")
-        line["as it comes, certified"] = _number(_ms(default) / best)
+        line["as it comes, certified"] = _ratio(_ms(default), best)
         line["target"] = str(TIME_TARGETS.get(problem, ""))
         lines.append(line)
     return lines
+
+
+def _ratio(own: float, best: float) -> str:
+    return _number(own / best) if math.isfinite(best) else ""
 
 
 def _means(rows: list[Row], problems: list[str]) -> list[str]:
