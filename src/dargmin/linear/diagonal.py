@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
+from dargmin.linear.programs import evaluate
 from dargmin.types import LinearMap, Point
 
-_CALLS = ("jit", "pjit", "closed_call")
 _MOVES = ("reshape", "squeeze", "expand_dims", "transpose", "slice", "rev", "broadcast_in_dim")
+_SUMS = ("add", "add_any", "sub", "select_n")
 _SAME = ("copy", "copy_p", "convert_element_type", "reduce_precision")
 _Members = np.ndarray  # flat indices of coordinates
 
@@ -73,7 +73,7 @@ def diagonal(operator: LinearMap, like: Point, *, full_rank: bool = False) -> Po
         [_Entry(i, np.arange(u.size).reshape(u.shape), jnp.ones_like(u), none)]
         for i, u in enumerate(leaves)
     ]
-    images = _evaluate(program, starts)
+    images = evaluate(program, starts, _is_sum, _followed)
     try:
         pairs = enumerate(zip(images, leaves, strict=True))
         found = [_read(u, i, v, full_rank) for i, (u, v) in pairs]
@@ -86,7 +86,7 @@ def _read(image: Any, leaf: int, like: Array, full_rank: bool) -> Array:
     """The entries of an output that are those of the input at the same place."""
     total = jnp.zeros_like(like)
     own = np.arange(like.size).reshape(like.shape)
-    for term in image if isinstance(image, list) else []:
+    for term in image if _is_sum(image) else []:
         if term.leaf != leaf:
             continue
         if isinstance(term, _Product):
@@ -132,43 +132,15 @@ def _shape(term: _Term) -> tuple[int, ...]:
     return tuple(n for p, n in sizes if p not in term.summed)
 
 
-def _evaluate(program: ClosedJaxpr, arguments: list[Any]) -> list[Any]:
-    """Run a linear program, an equation at a time; what depends on v is a list of terms, their
-    sum. What such a program adds to it, or selects beside it, that does not depend on v is zero."""
-    known: dict[Any, Any] = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
-    known |= dict(zip(program.jaxpr.invars, arguments, strict=True))
-    read = lambda v: v.val if isinstance(v, Literal) else known[v]
-    for equation in program.jaxpr.eqns:
-        inputs = [read(v) for v in equation.invars]
-        moving = [isinstance(value, list) for value in inputs]
-        if any(moving) and equation.primitive.name in _CALLS:
-            outputs = _evaluate(equation.params["jaxpr"], inputs)
-        elif any(moving):
-            outputs = _followed(equation, inputs, moving, _as_function(program.jaxpr, equation))
-        else:
-            outputs = _as_function(program.jaxpr, equation)(*inputs)
-        known |= zip(equation.outvars, outputs, strict=True)
-    return [read(v) for v in program.jaxpr.outvars]
+def _is_sum(value: Any) -> bool:
+    """Whether a value depends on v: then it is a list of terms. What a linear program adds to such
+    a sum, or selects beside it, that does not depend on v is zero."""
+    return isinstance(value, list)
 
 
-def _as_function(program: Any, equation: Any) -> Any:
-    """One equation as a function of all its inputs, literals included."""
-
-    def run(*inputs: Any) -> Any:
-        pairs = list(zip(equation.invars, inputs, strict=True))
-        variables = [v for v, _ in pairs if not isinstance(v, Literal)]
-        alone = program.replace(
-            constvars=(), invars=variables, outvars=equation.outvars, eqns=[equation],
-            effects=equation.effects,
-        )  # fmt: skip
-        values = [value for v, value in pairs if not isinstance(v, Literal)]
-        return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*values)
-
-    return run
-
-
-def _followed(equation: Any, inputs: list[Any], moving: list[bool], run: Any) -> list[Any]:
+def _followed(equation: Any, inputs: list[Any], run: Any) -> list[Any]:
     """What an equation makes of every term; of those that cannot be followed, the rest."""
+    moving = [_is_sum(value) for value in inputs]
     if equation.primitive.name == "dot_general":
         inputs = [_merged(u) if moves else u for u, moves in zip(inputs, moving, strict=True)]
     shapes = [v.aval.shape for v in equation.outvars]
@@ -200,9 +172,6 @@ def _merged(terms: list[_Term]) -> list[_Term]:
         else:
             merged.append(term)
     return merged
-
-
-_SUMS = ("add", "add_any", "sub", "select_n")
 
 
 def _image(term: _Term, equation: Any, inputs: list[Any], place: int, run: Any) -> _Term:

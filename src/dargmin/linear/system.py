@@ -173,7 +173,7 @@ def _preconditioner(
     system: LinearSystem,
 ) -> LinearMap | None:
     """As given, or by the diagonal of the Hessian; a constant of every derivative."""
-    if options.preconditioner is not None or not options.scales(problem, x):
+    if not options.scales(problem, x):
         return options.preconditioner
     return jacobi(scaling(problem, x, theta, system))
 

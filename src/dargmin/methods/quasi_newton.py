@@ -60,9 +60,9 @@ class LBFGS(AbstractMethod):
         frozen, x, theta = tree.stop_gradient((problem, x, theta))
         curvature = tree.dot(direction, frozen.linear_system(x, theta).operator(direction))
         squared = jax.lax.stop_gradient(jnp.vdot(gradient, gradient))
-        length = jnp.where(curvature > 0, curvature, jnp.sqrt(squared))
-        gamma = squared / jnp.where(length > 0, length, 1)
-        gamma = jnp.where(curvature > 0, gamma, 1 / jnp.where(squared > 0, jnp.sqrt(squared), 1))
+        exact = squared / jnp.where(curvature > 0, curvature, 1)
+        unit = 1 / jnp.where(squared > 0, jnp.sqrt(squared), 1)
+        gamma = jnp.where(curvature > 0, exact, unit)
         memory = _Memory.empty(self.memory, gradient, gamma)
         return here, memory, Cost(gradients=1, products=1)
 
