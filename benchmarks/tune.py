@@ -41,7 +41,10 @@ def tune(module: ModuleType, case: Case) -> dict[str, Any]:
         def error(tol: float, adjoint_tol: float) -> float:
             key = tol, adjoint_tol
             if key not in errors:  # noqa: B023
-                errors[key] = relative_error(program.bind(*key)(), case)  # noqa: B023
+                try:
+                    errors[key] = relative_error(program.bind(*key)(), case)  # noqa: B023
+                except Exception:  # a solve that raises does not reach the target
+                    errors[key] = float("inf")  # noqa: B023
             return errors[key]  # noqa: B023
 
         for target in TARGETS:

@@ -22,8 +22,10 @@ from dargmin.linear import (
     Dense,
     LinearInfo,
     LinearOptions,
+    factored,
     solve_linear,
 )
+from dargmin.linear.forming import materialise_blocks, takes_no_products
 from dargmin.status import Status
 
 D = 12
@@ -251,6 +253,50 @@ def test_auto_falls_back_on_a_factorisation_where_cg_runs_out_of_steps():
     assert_close(found.u, np.linalg.solve(hard, b), 1e-6)  # κ ε = 2e-8
     found = linear_solve(SYMMETRIC, easy, b, Auto(small=8))
     assert found.info.ok and found.info.factorisations == 0
+
+
+def blocks_of(rng):
+    """Three stacked systems of which the second is singular, as a map and as matrices."""
+    spectra = np.geomspace(0.1, 1, D), np.r_[np.zeros(4), np.ones(D - 4)], np.geomspace(1e-3, 3, D)
+    K = np.stack([symmetric(rng, spectrum) for spectrum in spectra])
+    scale = rng.uniform(1, 2, (3, D, 1))
+    weighted = scale * K * np.swapaxes(scale, 1, 2)
+    return weighted, lambda v: scale * jnp.einsum("kij,kjm->kim", K, scale * v)
+
+
+def test_stacked_matrices_are_formed_without_a_product_and_others_by_products():
+    rng = np.random.default_rng(15)
+    like, (K, apply) = jnp.zeros((3, D, 1)), blocks_of(rng)
+    assert takes_no_products(apply, like)
+    added = lambda v: apply(v) + 2 * v
+    assert_close(materialise_blocks(added, like), K + 2 * np.eye(D), 1e-14)
+    X = rng.normal(size=(20, D))
+    rows = lambda v: jnp.swapaxes(X.T @ jnp.tanh(X), 0, 1)[None] @ (2 * v) + jnp.roll(v, 1, axis=1)
+    gram = lambda v: jnp.moveaxis(X.T @ (X @ jnp.moveaxis(v[..., 0], 0, 1)), 1, 0)[..., None]
+    assert not takes_no_products(rows, like) and not takes_no_products(gram, like)
+    expected = 2 * (X.T @ np.tanh(X)).T + np.roll(np.eye(D), 1, axis=0)
+    assert_close(materialise_blocks(rows, like), np.broadcast_to(expected, (3, D, D)), 1e-13)
+    both = lambda v: {"a": gram(v["a"]), "b": 3 * v["b"]}
+    formed = materialise_blocks(both, {"a": like, "b": jnp.zeros((3, 2))})
+    expected = np.block([[X.T @ X, np.zeros((D, 2))], [np.zeros((2, D)), 3 * np.eye(2)]])
+    assert_close(formed, np.broadcast_to(expected, (3, D + 2, D + 2)), 1e-13)
+
+
+def test_one_factor_for_each_block_serves_singular_ones_too():
+    rng = np.random.default_rng(16)
+    K, apply = blocks_of(rng)
+    x = rng.normal(size=(3, D, 1))
+    b = K @ x
+    unit = b / np.linalg.norm(b)
+    factor = factored(apply, jnp.asarray(b), blocks=3)
+    found, info = factor.solve(
+        apply, jnp.asarray(unit), symmetric=True, start=None, preconditioner=None, rtol=1e-10
+    )
+    assert info.ok and factor.singular and not factor.indefinite
+    expected = [np.linalg.pinv(k, rcond=1e-10) @ r for k, r in zip(K, unit, strict=True)]
+    assert_close(found, np.stack(expected), 1e-8)
+    assert not factored(lambda v: apply(v) + v, jnp.asarray(b), blocks=3).singular
+    assert factored(lambda v: apply(v) - v, jnp.asarray(b), blocks=3).indefinite
 
 
 def test_auto_never_forms_a_large_matrix():

@@ -66,7 +66,9 @@ class Auto(AbstractLinearSolver):
             rtol = jnp.maximum(jnp.asarray(rtol, kind), 0.05 * jnp.asarray(self.error, kind))
         if d > self.medium:
             return solve(CG(pairs=self.pairs, error=self.error) if symmetric else GMRES())
-        cg = CG(max(d // 4, 64), self.pairs, self.error)
+        # A product with all blocks is one with several vectors, which d at once hardly speed up.
+        worth = d if blocks else max(d // 4, 64)
+        cg = CG(worth, self.pairs, self.error)
         first = cg if symmetric else GMRES(max_restarts=4)
         x, info = solve(first)
 

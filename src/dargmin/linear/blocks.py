@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from dargmin import tree
 from dargmin.linear.dense import spectral_solve
+from dargmin.linear.forming import in_blocks, materialise_blocks
 from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
@@ -23,7 +24,7 @@ from dargmin.types import LinearMap, Point
 
 
 class BlockDense(AbstractLinearSolver):
-    """K = diag(K_1, ..., K_B) formed by d batched products, d the size of a block; one Cholesky
+    """K = diag(K_1, ..., K_B) formed by at most d products, d the size of a block; one Cholesky
     factor for each block, one refinement.
 
     For folds or tasks that are stacked along the first axis of x and do not interact: nothing of
@@ -51,25 +52,21 @@ class BlockDense(AbstractLinearSolver):
         del start, preconditioner
         if not symmetric:
             raise ValueError("BlockDense() factors symmetric systems: use Dense() or GMRES().")
-        like = jax.tree.map(lambda u: u[0], b)
-        flatten = jax.vmap(lambda u: tree.ravel(u)[0])
-        unflatten = jax.vmap(tree.ravel(like)[1])
-        apply = lambda v: flatten(operator(unflatten(v)))
-        rhs = flatten(b)
-        x, parts = _solve_blocks(self._materialise(apply, rhs), rhs)
-        relative, length = tree.norm(rhs - apply(x)), tree.norm(x)
-        return unflatten(x), _report(relative, length, parts, rhs, rtol)
+        self._check(b)
+        split, join = in_blocks(b)
+        rhs = split(b)
+        K = materialise_blocks(operator, b)
+        x, parts = _solve_blocks((K + K.mT) / 2, rhs)
+        relative, length = tree.norm(rhs - split(operator(join(x)))), tree.norm(x)
+        return join(x), _report(relative, length, parts, rhs, rtol)
 
-    def _materialise(self, apply: Any, like: Float[Array, "B d"]) -> Float[Array, "B d d"]:
-        if like.shape[0] != self.blocks:
+    def _check(self, like: Point) -> None:
+        lengths = {jnp.shape(u)[:1] for u in jax.tree.leaves(like)}
+        if lengths != {(self.blocks,)}:
             raise ValueError(
                 f"BlockDense(blocks={self.blocks}) needs that length of the first axis of every "
-                f"leaf of x, but x has {like.shape[0]}."
+                f"leaf of x, but x has {sorted(lengths)}."
             )
-        unit = lambda e: apply(jnp.broadcast_to(e, like.shape))
-        columns = jax.vmap(unit)(jnp.eye(like.shape[1], dtype=like.dtype))
-        matrices = jnp.moveaxis(columns, 0, -1)
-        return (matrices + jnp.swapaxes(matrices, -1, -2)) / 2
 
 
 def _solve_blocks(

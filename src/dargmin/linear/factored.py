@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.cost import Cost
-from dargmin.linear.forming import materialise
+from dargmin.linear.forming import in_blocks, materialise, materialise_blocks
 from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
@@ -25,7 +25,8 @@ MAX_REFINEMENTS = 12
 
 
 class Factored(AbstractLinearSolver):
-    """x ← x + M⁻¹(b - Kx) until the true residual is small, with a factor of M = K₀ + σI.
+    """x ← x + M⁻¹(b - Kx) until the true residual is small, with a factor of M = K₀ + σI, or with
+    one for each block of a block diagonal K₀.
 
     K₀ is the symmetric matrix that was factored, K itself or a neighbour: every step takes a
     product with K off the residual's error, and with K = K₀ one is enough. σ is zero but where K₀
@@ -34,15 +35,15 @@ class Factored(AbstractLinearSolver):
 
     Attributes
     ----------
-    factor : array, shape (d, d)
-        C with M = C Cᵀ, lower; or, for small d, C⁻¹: two products are then quicker than two
-        triangular solves, and worth the inversion.
+    factor : array, shape (d, d) or (B, d, d)
+        C with M = C Cᵀ, lower, for each of B blocks if there are such; or, for small d, C⁻¹: two
+        products are then quicker than two triangular solves, and worth the inversion.
     largest, condition : arrays
         Estimates of ‖K₀‖ and of its condition number.
     singular, indefinite : bool arrays
         Whether σ > 0; whether a σ at the level of rounding was not enough."""
 
-    factor: Float[Array, "d d"]
+    factor: Float[Array, "*blocks d d"]
     largest: Float[Array, ""]
     condition: Float[Array, ""]
     singular: Bool[Array, ""]
@@ -111,6 +112,9 @@ class Factored(AbstractLinearSolver):
 
     def inverse(self, v: Point) -> Point:
         """M⁻¹ v."""
+        if self.factor.ndim == 3:
+            split, join = in_blocks(v)
+            return join(_inverse(self.factor, split(v)))
         flat, unravel = tree.ravel(v)
         return unravel(_inverse(self.factor, flat))
 
@@ -123,45 +127,49 @@ class _Refined(eqx.Module):
     falling: Bool[Array, ""]
 
 
-def factored(operator: LinearMap, like: Point) -> Factored:
-    """Form a symmetric operator by d batched products, and factor it.
+def factored(operator: LinearMap, like: Point, blocks: int | None = None) -> Factored:
+    """Form a symmetric operator by d batched products, and factor it; or each of its blocks, of
+    size d, where it is block diagonal in the first axis of all leaves.
 
     σ is the first of 0, √ε, √ε·10³, ... times ‖K‖ with which that goes well: the second where K is
     singular, a later one where it is indefinite (M⁻¹ then still gives directions of descent). The
     condition number comes from two power steps with M⁻¹."""
-    matrix = materialise(operator, like)
-    kind, d = matrix.dtype, matrix.shape[0]
+    matrix = materialise(operator, like) if blocks is None else materialise_blocks(operator, like)
+    kind, d = matrix.dtype, matrix.shape[-1]
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-    matrix = (matrix + matrix.T) / 2
+    matrix = (matrix + matrix.mT) / 2
     largest = largest_column(matrix)
-    v, identity = tree.random_like(matrix[0]), jnp.eye(d, dtype=kind)
+    v = tree.random_like(matrix[..., 0])
+    identity = jnp.broadcast_to(jnp.eye(d, dtype=kind), matrix.shape)
     threshold = 1 / singular_threshold(kind, d)
 
-    def unfit(state: tuple) -> Bool[Array, ""]:
+    def unfit(state: tuple) -> Bool[Array, "*blocks"]:
         _, inverse_norm, tries = state
         fits = jnp.isfinite(inverse_norm) & (largest * inverse_norm < threshold)
         return ~fits & (tries < 6) & jnp.isfinite(largest)
 
     def attempt(state: tuple) -> tuple:
         """A factor of K + σI, and ‖(K + σI)⁻¹‖ from below."""
-        *_, tries = state
-        raised = jnp.sqrt(eps) * largest * jnp.asarray(1e3, kind) ** (tries - 1)
-        shift = jnp.where(tries == 0, 0, raised)
-        shifted = matrix + shift * identity
-        factor = jax.lax.linalg.cholesky(shifted, symmetrize_input=False)
+        tries = state[2] + unfit(state).astype(int)
+        raised = jnp.sqrt(eps) * jnp.max(largest) * 1e3 ** (tries - 2).astype(kind)
+        shift = jnp.where(tries == 1, 0, raised)[..., None, None]
+        factor = jax.lax.linalg.cholesky(matrix + shift * identity, symmetrize_input=False)
         if d <= SMALL:
             factor = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
         once = _inverse(factor, v)
         twice = _inverse(factor, once)
-        return factor, tree.norm(twice) / tree.norm(once), tries + 1
+        return factor, jnp.linalg.norm(twice, axis=-1) / jnp.linalg.norm(once, axis=-1), tries
 
-    start = identity, jnp.asarray(jnp.nan, kind), jnp.asarray(0)
-    factor, inverse_norm, tries = jax.lax.while_loop(unfit, attempt, start)
-    return Factored(factor, largest, largest * inverse_norm, tries > 1, tries > 2)
+    start = identity, jnp.full_like(largest, jnp.nan), jnp.zeros(largest.shape, int)
+    factor, inverse_norm, tries = jax.lax.while_loop(lambda s: jnp.any(unfit(s)), attempt, start)
+    largest, tries = jnp.max(largest), jnp.max(tries)
+    return Factored(factor, largest, largest * jnp.max(inverse_norm), tries > 1, tries > 2)
 
 
-def _inverse(factor: Float[Array, "d d"], v: Float[Array, " d"]) -> Float[Array, " d"]:
+def _inverse(
+    factor: Float[Array, "*blocks d d"], v: Float[Array, "*blocks d"]
+) -> Float[Array, "*blocks d"]:
     """M⁻¹ v."""
-    if v.size <= SMALL:
-        return (factor @ v) @ factor
-    return jax.scipy.linalg.cho_solve((factor, True), v)
+    if v.shape[-1] <= SMALL:
+        return jnp.einsum("...ij,...i->...j", factor, jnp.einsum("...ij,...j->...i", factor, v))
+    return jax.scipy.linalg.cho_solve((factor, True), v[..., None])[..., 0]

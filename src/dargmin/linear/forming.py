@@ -1,6 +1,7 @@
 """The matrix of a linear map, with no more arithmetic than its program needs."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,12 +12,8 @@ from dargmin import tree
 from dargmin.linear.programs import evaluate
 from dargmin.types import LinearMap, Point
 
-
-class _Columns:
-    """The images of all unit vectors, stacked; of the identity itself, None."""
-
-    def __init__(self, stacked: Any = None):
-        self.stacked = stacked
+CHUNK = 16
+"""Columns of a block diagonal that are formed at once: more do not stay in the cache."""
 
 
 def materialise(operator: LinearMap, like: Point) -> Float[Array, "d d"]:
@@ -26,13 +23,7 @@ def materialise(operator: LinearMap, like: Point) -> Float[Array, "d d"]:
     the work is left."""
     leaves = jax.tree.leaves(like)
     if len(leaves) == 1 and jnp.ndim(leaves[0]) == 1:
-        program = jax.make_jaxpr(operator)(like)
-        is_columns = lambda value: isinstance(value, _Columns)
-        of = functools.partial(_image, like=leaves[0])
-        (image,) = evaluate(program, [_Columns()], is_columns, of)
-        return (
-            _stacked(image, leaves[0]).T if isinstance(image, _Columns) else jnp.diag(0 * leaves[0])
-        )
+        return _columns(operator, like, _Units(leaves[0], blocked=False)).T
     flat, unravel = tree.ravel(like)
     columns = jax.vmap(lambda e: tree.ravel(operator(unravel(e)))[0])(
         jnp.eye(flat.size, dtype=flat.dtype)
@@ -40,29 +31,131 @@ def materialise(operator: LinearMap, like: Point) -> Float[Array, "d d"]:
     return columns.T
 
 
-def _stacked(columns: _Columns, like: Array) -> Array:
-    return jnp.eye(like.size, dtype=like.dtype) if columns.stacked is None else columns.stacked
+def materialise_blocks(operator: LinearMap, like: Point) -> Float[Array, "B d d"]:
+    """The blocks of a block diagonal map on pytrees like `like`, whose leaves stack its parts along
+    the first axis: by d products, d the size of a block; or by none, where the map is a sum of
+    stacked matrices and diagonals."""
+    leaves = jax.tree.leaves(like)
+    if len(leaves) == 1:
+        units = _Units(leaves[0], blocked=True)
+        try:
+            columns = _columns(operator, like, units, products=False)
+            return jnp.moveaxis(columns.reshape(units.count, -1, units.count), 0, -1)
+        except _NeedsProducts:
+            pass
+    split, join = in_blocks(like)
+    flat = split(like)
+    unit = lambda e: split(operator(join(jnp.broadcast_to(e, flat.shape))))
+    columns = jax.lax.map(unit, jnp.eye(flat.shape[1], dtype=flat.dtype), batch_size=CHUNK)
+    return jnp.moveaxis(columns, 0, -1)
 
 
-def _image(equation: Any, inputs: list[Any], run: Any, like: Array) -> list[Any]:
+def takes_no_products(operator: LinearMap, like: Point) -> bool:
+    """Whether `materialise_blocks` finds the blocks in the program of the map."""
+    leaves = jax.tree.leaves(like)
+    if len(leaves) != 1:
+        return False
+    units = _Units(leaves[0], blocked=True)
+    try:
+        jax.eval_shape(lambda: _columns(operator, like, units, products=False))
+    except _NeedsProducts:
+        return False
+    return True
+
+
+def in_blocks(like: Point) -> tuple[Callable[[Point], Array], Callable[[Array], Point]]:
+    """Pytrees whose leaves stack B parts along their first axis, as arrays (B, d), and back."""
+    part = jax.tree.map(lambda u: u[0], like)
+    return jax.vmap(lambda u: tree.ravel(u)[0]), jax.vmap(tree.ravel(part)[1])
+
+
+class _NeedsProducts(Exception):
+    """A matrix times columns that are not unit vectors."""
+
+
+class _Columns:
+    """The images of all unit vectors, stacked; or those themselves, times the entries of `scale`,
+    an array in the shape of one."""
+
+    def __init__(self, stacked: Any = None, scale: Any = None):
+        self.stacked, self.scale = stacked, scale
+
+
+class _Units:
+    """The unit vectors in the shape of `like`, or, if `blocked`, the j-th of every block at
+    once."""
+
+    def __init__(self, like: Array, blocked: bool):
+        self.shape, self.dtype, self.blocked = like.shape, like.dtype, blocked
+        self.count = like.size // (like.shape[0] if blocked else 1)
+
+    def stack(self, columns: _Columns) -> Array:
+        if columns.scale is None:
+            return columns.stacked
+        shape = (1, *self.shape[1:]) if self.blocked else self.shape
+        return jnp.eye(self.count, dtype=self.dtype).reshape(self.count, *shape) * columns.scale
+
+
+def _columns(
+    operator: LinearMap, like: Point, units: _Units, products: bool = True
+) -> Float[Array, "count ..."]:
+    """The images of the unit vectors; without `products`, of maps that need none."""
+    program = jax.make_jaxpr(operator)(like)
+    is_columns = lambda value: isinstance(value, _Columns)
+    of = functools.partial(_image, units=units, products=products)
+    begin = _Columns(scale=jnp.ones(units.shape, units.dtype))
+    (image,) = evaluate(program, [begin], is_columns, of)
+    if isinstance(image, _Columns):
+        return units.stack(image)
+    return jnp.zeros((units.count, *units.shape), units.dtype)
+
+
+def _image(equation: Any, inputs: list[Any], run: Any, units: _Units, products: bool) -> list[Any]:
     """The outputs of one equation that has columns among its inputs: they are columns too."""
-    if equation.primitive.name == "dot_general":
-        rows = _times_identity(inputs, equation.params["dimension_numbers"])
-        if rows is not None:
-            return [_Columns(rows)]
-    axes = [0 if isinstance(value, _Columns) else None for value in inputs]
-    values = [_stacked(v, like) if isinstance(v, _Columns) else v for v in inputs]
+    name, columns = equation.primitive.name, [isinstance(v, _Columns) for v in inputs]
+    first = columns.index(True)
+    if sum(columns) == 1 and inputs[first].scale is not None:
+        if name in _SCALING and (name != "div" or first == 0):
+            return [_Columns(scale=run(*_with(inputs, first, inputs[first].scale))[0])]
+        if name == "dot_general":
+            rows = _times_units(equation, inputs, first, units)
+            if rows is not None:
+                return [_Columns(rows)]
+    if not products and name not in _CHEAP:
+        raise _NeedsProducts
+    axes = [0 if moves else None for moves in columns]
+    values = [units.stack(v) if isinstance(v, _Columns) else v for v in inputs]
     return [_Columns(u) for u in jax.vmap(run, in_axes=axes)(*values)]
 
 
-def _times_identity(inputs: list[Any], dimensions: Any) -> Array | None:
-    """A matrix times the identity, or None if this is no such product."""
-    (contracted, batch), identity = dimensions, [
-        isinstance(value, _Columns) and value.stacked is None for value in inputs
-    ]  # fmt: skip
-    if sum(identity) != 1 or any(batch) or isinstance(inputs[identity.index(False)], _Columns):
+_SCALING = frozenset(["mul", "div", "neg"])
+"""What makes multiples of unit vectors of unit vectors."""
+
+_CHEAP = _SCALING | frozenset(
+    ["add", "add_any", "sub", "convert_element_type", "copy", "transpose", "reshape", "squeeze"]
+)
+"""What may be done to columns without a product."""
+
+
+def _with(inputs: list[Any], place: int, value: Any) -> list[Any]:
+    return [*inputs[:place], value, *inputs[place + 1 :]]
+
+
+def _times_units(equation: Any, inputs: list[Any], mine: int, units: _Units) -> Array | None:
+    """A matrix times the unit vectors, which is the matrix, or one for each block; or None if this
+    is no such product."""
+    contracted, batch = equation.params["dimension_numbers"]
+    if len(contracted[mine]) != 1:
         return None
-    other = identity.index(False)
-    if len(contracted[other]) != 1:
+    (axis,), blocks, other = contracted[mine], tuple(batch[mine]), 1 - mine
+    rest = [i for i in range(len(units.shape)) if i != axis and i not in blocks]
+    one_each = units.shape[axis] == units.count and all(units.shape[i] == 1 for i in rest)
+    if not one_each or (units.blocked and axis == 0):
         return None
-    return jnp.moveaxis(inputs[other], contracted[other][0], 0)
+    matrix, scale = inputs[other], jnp.transpose(inputs[mine].scale, (axis, *blocks, *rest))
+    first = (contracted[other][0], *batch[other])
+    order = (*first, *(i for i in range(matrix.ndim) if i not in first))
+    image = equation.outvars[0].aval
+    matrix = jnp.transpose(matrix, order).astype(image.dtype)
+    scale = scale.reshape(*scale.shape[: len(first)], *[1] * (matrix.ndim - len(first)))
+    return (scale.astype(image.dtype) * matrix).reshape(units.count, *image.shape)

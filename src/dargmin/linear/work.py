@@ -6,6 +6,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from dargmin import tree
+from dargmin.linear.forming import takes_no_products
 from dargmin.types import LinearMap, Point
 
 SMALL = 64
@@ -23,19 +24,25 @@ WORTH = 72
 """Products, as many as a few solves by conjugate gradients take, that a factor may cost."""
 
 
-def forming_pays(operator: LinearMap, like: Point) -> bool:
+def forming_pays(operator: LinearMap, like: Point, blocks: int | None = None) -> bool:
     """Whether forming the matrix of a symmetric operator and factoring it costs no more than a few
     solves by conjugate gradients.
 
     A product with data matrices takes w operations in them; d at once cost d / 8 products, and the
-    factor d³/3 operations that are as fast. Products that take no matrix are cheap as they are."""
-    d = tree.size(like)
+    factor d³/3 operations that are as fast. Products that take no matrix are cheap as they are.
+    With `blocks` along the first axis of all leaves, d is the size of one, a product already is one
+    with several vectors at once, and there is a factor for each; blocks that are stacked matrices
+    cost nothing to form."""
+    d = tree.size(like) // (blocks or 1)
     if d <= SMALL:
         return True
     if d > MEDIUM:
         return False
     work = matrix_work(jax.make_jaxpr(operator)(like))
-    return work > 0 and d / BATCHING + d**3 / (3 * BATCHING * work) <= WORTH
+    forming = d / BATCHING
+    if blocks is not None:
+        forming = 0 if takes_no_products(operator, like) else d / max(1, BATCHING / blocks)
+    return work > 0 and forming + (blocks or 1) * d**3 / (3 * BATCHING * work) <= WORTH
 
 
 def matrix_work(program: Any) -> int:
