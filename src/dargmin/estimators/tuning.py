@@ -43,6 +43,9 @@ PATIENCE = 10
 EXACT = np.asarray(1e-12)
 """Relative residual of the linear solves of the final fit."""
 
+WORSE = 1.1
+"""Times the best loss: after two candidates in a row above that, weaker ones are not tried."""
+
 FTOL = 1e-9
 """A stage ends where a step lowers the validation loss by less than that, relatively."""
 
@@ -155,10 +158,10 @@ class Tuner:
         return np.average(table, axis=0, weights=weights)
 
     def _best_candidate(self) -> bilevel.BilevelSolution:
-        """From strong to weak, each solve starting at the one before."""
+        """From strong to weak, each solve starting at the one before; the weakest take longest."""
         shift = np.linspace(0.15, 0.75, CANDIDATES)
         lower, upper = self._shared(self.lower, np.min), self._shared(self.upper, np.max)
-        best, x = None, None
+        best, x, worse = None, None, 0
         for share in shift:
             theta = upper + share * (lower - upper)
             if len(theta) == 2:  # l1 decides, with a little of the other for a unique minimum
@@ -167,6 +170,9 @@ class Tuner:
             x = found.x
             if best is None or not found.value >= best.value:
                 best = found
+            worse = worse + 1 if found.value > WORSE * best.value else 0
+            if worse == 2:
+                break
         assert best is not None
         return best
 

@@ -67,7 +67,7 @@ class Auto(AbstractLinearSolver):
         if d > self.medium:
             return solve(CG(pairs=self.pairs, error=self.error) if symmetric else GMRES())
         # A product with all blocks is one with several vectors, which d at once hardly speed up.
-        worth = d if blocks else max(d // 4, 64)
+        worth = max(d // (2 if blocks else 4), 64)
         cg = CG(worth, self.pairs, self.error)
         first = cg if symmetric else GMRES(max_restarts=4)
         x, info = solve(first)
