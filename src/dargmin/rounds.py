@@ -115,7 +115,9 @@ class Round(eqx.Module):
         comparing = self.compares(s, residual)
         work = self
         if solver is None and self.options.scales(self.problem, x):
-            work, cost = self.scaled(x), cost + Cost(products=1)
+            diagonal = scaling(self.problem, x, self.theta)
+            if diagonal is not None:
+                work, cost = self.scaled(diagonal), cost + Cost(products=1)
         at, here = work.correct(s, x, residual, comparing, solver)
         found, error, linear, checked, taken = work.evaluate(s, at, comparing, solver)
         scale = norms(found.value)
@@ -175,10 +177,9 @@ class Round(eqx.Module):
             return jnp.asarray(False)
         return (s.rounds == 0) & (residual <= s.tol) & (self.goal.rtol >= 1e-5)
 
-    def scaled(self, x: Point) -> "Round":
-        """With the diagonal of the Hessian at x as the preconditioner of all linear solves."""
-        diagonal = jacobi(scaling(self.problem, x, self.theta))
-        options = dataclasses.replace(self.options, preconditioner=diagonal)
+    def scaled(self, diagonal: Point) -> "Round":
+        """With that diagonal of the Hessian as the preconditioner of all linear solves."""
+        options = dataclasses.replace(self.options, preconditioner=jacobi(diagonal))
         return dataclasses.replace(self, options=options)
 
     def correct(

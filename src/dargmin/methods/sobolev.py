@@ -17,9 +17,9 @@ from dargmin.types import Parameters, Point
 
 
 class Sobolev(AbstractMethod):
-    """y_{t+1} = y_t + m_t (y_t - y_{t-1}) - h_t ∇f(y_t, θ)
-    v_{t+1} = y_{t+1} - π_t y_{t-1} + ν_t v_{t-1}
-    x_{t+1} = x_t + ω_t (v_{t+1} - φ_t x_t)
+    """| y_{t+1} = y_t + m_t (y_t - y_{t-1}) - h_t ∇f(y_t, θ)
+    | v_{t+1} = y_{t+1} - π_t y_{t-1} + ν_t v_{t-1}
+    | x_{t+1} = x_t + ω_t (v_{t+1} - φ_t x_t)
 
     On quadratics with spectrum in [μ, L] its residual polynomial minimises ∫P² + η ∫P'² over
     P(0) = 1, with the density (1 - z²)^(α - 1/2), z = (2λ - L - μ) / (L - μ). So it minimises the
