@@ -269,17 +269,21 @@ def test_stacked_matrices_are_formed_without_a_product_and_others_by_products():
     like, (K, apply) = jnp.zeros((3, D, 1)), blocks_of(rng)
     assert takes_no_products(apply, like)
     added = lambda v: apply(v) + 2 * v
-    assert_close(materialise_blocks(added, like), K + 2 * np.eye(D), 1e-14)
+    assert_close(materialise_blocks(added, like, 3), K + 2 * np.eye(D), 1e-14)
     X = rng.normal(size=(20, D))
     rows = lambda v: jnp.swapaxes(X.T @ jnp.tanh(X), 0, 1)[None] @ (2 * v) + jnp.roll(v, 1, axis=1)
     gram = lambda v: jnp.moveaxis(X.T @ (X @ jnp.moveaxis(v[..., 0], 0, 1)), 1, 0)[..., None]
     assert not takes_no_products(rows, like) and not takes_no_products(gram, like)
     expected = 2 * (X.T @ np.tanh(X)).T + np.roll(np.eye(D), 1, axis=0)
-    assert_close(materialise_blocks(rows, like), np.broadcast_to(expected, (3, D, D)), 1e-13)
+    assert_close(materialise_blocks(rows, like, 3), np.broadcast_to(expected, (3, D, D)), 1e-13)
     both = lambda v: {"a": gram(v["a"]), "b": 3 * v["b"]}
-    formed = materialise_blocks(both, {"a": like, "b": jnp.zeros((3, 2))})
+    formed = materialise_blocks(both, {"a": like, "b": jnp.zeros((3, 2))}, 3)
     expected = np.block([[X.T @ X, np.zeros((D, 2))], [np.zeros((2, D)), 3 * np.eye(2)]])
     assert_close(formed, np.broadcast_to(expected, (3, D + 2, D + 2)), 1e-13)
+    quadratic = dargmin.Objective(lambda x, c: jnp.sum(x * apply(x)) / 2 - jnp.sum(x * c))
+    mode = dargmin.Implicit(Auto(blocks=4))
+    with pytest.raises(ValueError, match="first axis of every leaf"):
+        dargmin.hypergradient(lambda x, c: jnp.sum(x), quadratic, like, like + 1, mode=mode)
 
 
 def test_one_factor_for_each_block_serves_singular_ones_too():

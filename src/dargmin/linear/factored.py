@@ -134,7 +134,10 @@ def factored(operator: LinearMap, like: Point, blocks: int | None = None) -> Fac
     σ is the first of 0, √ε, √ε·10³, ... times ‖K‖ with which that goes well: the second where K is
     singular, a later one where it is indefinite (M⁻¹ then still gives directions of descent). The
     condition number comes from two power steps with M⁻¹."""
-    matrix = materialise(operator, like) if blocks is None else materialise_blocks(operator, like)
+    if blocks is None:
+        matrix = materialise(operator, like)
+    else:
+        matrix = materialise_blocks(operator, like, blocks)
     kind, d = matrix.dtype, matrix.shape[-1]
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
     matrix = (matrix + matrix.mT) / 2

@@ -31,11 +31,16 @@ def materialise(operator: LinearMap, like: Point) -> Float[Array, "d d"]:
     return columns.T
 
 
-def materialise_blocks(operator: LinearMap, like: Point) -> Float[Array, "B d d"]:
+def materialise_blocks(operator: LinearMap, like: Point, blocks: int) -> Float[Array, "B d d"]:
     """The blocks of a block diagonal map on pytrees like `like`, whose leaves stack its parts along
     the first axis: by d products, d the size of a block; or by none, where the map is a sum of
     stacked matrices and diagonals."""
     leaves = jax.tree.leaves(like)
+    if wrong := [jnp.shape(u) for u in leaves if jnp.shape(u)[:1] != (blocks,)]:
+        raise ValueError(
+            f"blocks={blocks} needs that length of the first axis of every leaf of x, but x has a "
+            f"leaf of shape {wrong[0]}."
+        )
     if len(leaves) == 1:
         units = _Units(leaves[0], blocked=True)
         try:
