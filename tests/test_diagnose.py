@@ -67,6 +67,7 @@ def test_the_prediction_is_exact_on_quadratics_that_do_not_commute(method):
     assert_allclose(d.prediction.errors, d.derivative_error, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_prediction_comes_close_on_a_logistic_regression():
     method = dargmin.GradientDescent(0.4)
     d = diagnose(LOGISTIC.problem, method, LOGISTIC.x0, LOGISTIC.theta, steps=40, remedies=False)

@@ -193,6 +193,7 @@ def test_it_works_where_scikit_learn_estimators_do() -> None:
     assert set(table["stage"]) == {"scalar"} and np.all(np.diff(table["value"]) <= 1e-9)
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_interrupted_can_be_used_and_goes_on(tmp_path: Any) -> None:
     X, y = informative_and_noise(3, 29)
     seen = []

@@ -119,6 +119,7 @@ def test_under_jit_and_vmap_every_lane_has_its_status():
         assert distance(h.gradient[i], true_gradient(LOGISTIC, thetas[i])) <= 3e-3
 
 
+@pytest.mark.slow
 def test_what_a_warm_start_remembers_saves_products_in_a_scan():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 20)) * np.geomspace(1, 0.1, 20)
@@ -191,8 +192,6 @@ def test_a_spent_budget_is_a_status_that_says_how_far_it_got():
     with pytest.raises(DargminError, match=r"did not converge.*result") as caught:
         at(2, True)
     assert_allclose(caught.value.result.x, short.x)
-    x, jacobian = instance.solution(-3.0), instance.jacobian(-3.0)
-    assert_allclose(at(10_000, True).gradient, 2 * x @ jacobian, rtol=3e-3)
 
 
 def test_a_gradient_of_zero_is_ok_within_atol_and_not_accurate_without():
@@ -347,16 +346,20 @@ def test_a_solution_that_is_no_minimum_is_refused():
     assert h.status == Status.not_positive_definite
 
 
-def test_a_start_at_the_solution_is_not_worked_on():
+@pytest.mark.parametrize(
+    ("method", "least"),  # the first start that is at rounding already
+    [pytest.param(NewtonCG(), 1, marks=pytest.mark.slow), (LBFGS(), 2)],
+    ids=["Newton-CG", "L-BFGS"],
+)
+def test_a_start_at_the_solution_is_not_worked_on(method, least):
     # There the gradient is rounding: a tolerance relative to it is never met.
     A, y = jax.random.normal(jax.random.key(0), (100, 80)), jnp.arange(100.0) % 2
     loss = lambda x: jnp.mean(jax.nn.softplus(A @ x) - y * (A @ x))
     problem = Objective(lambda x, theta: loss(x) + jnp.exp(theta) / 2 * jnp.sum(x**2))
     theta = jnp.array(-8.0)
-    for method, least in ((NewtonCG(), 1), (LBFGS(), 2)):  # starts that are not at rounding yet
-        x, costs = jnp.zeros(80), []
-        for _ in range(3):
-            h = hypergradient(lambda x, _: loss(x), problem, x, theta, rtol=1e-2, method=method)
-            x = h.x
-            costs.append(int(h.cost.gradients))
-        assert costs[2] <= costs[least] <= costs[0] / 2
+    x, costs = jnp.zeros(80), []
+    for _ in range(3):
+        h = hypergradient(lambda x, _: loss(x), problem, x, theta, rtol=1e-2, method=method)
+        x = h.x
+        costs.append(int(h.cost.gradients))
+    assert costs[2] <= costs[least] <= costs[0] / 2

@@ -196,7 +196,9 @@ def two_loops(g, pairs, gamma):
     return r
 
 
-@pytest.mark.parametrize("memory", [1, 3, 30])
+@pytest.mark.parametrize(
+    "memory", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(30, marks=pytest.mark.slow)]
+)
 def test_lbfgs_is_the_textbook_s(memory):
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[
         0

@@ -83,7 +83,12 @@ SECOND_ORDER = {  # one of each mode and of each kind of problem: these take lon
 }
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+SLOW = {"logistic-optimistix-polish", "logistic-newton-implicit"}  # most of it compilation
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in COMBINATIONS]
+)
 def test_value_and_derivatives_are_those_of_the_solution(name):
     scenario, method, mode, steps = COMBINATIONS[name]
     x = lambda theta: (

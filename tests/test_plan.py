@@ -80,6 +80,7 @@ def test_where_theory_is_silent_the_candidates_are_measured():
     assert error(p, instance, theta) < 1e-8
 
 
+@pytest.mark.slow
 def test_a_contraction_is_planned_for():
     W = jnp.asarray(0.5 * np.linalg.qr(RNG.normal(size=(4, 4)))[0])
     map_ = dargmin.FixedPoint(lambda x, theta: jnp.tanh(W @ x + theta))
