@@ -192,6 +192,8 @@ def test_a_spent_budget_is_a_status_that_says_how_far_it_got():
     with pytest.raises(DargminError, match=r"did not converge.*result") as caught:
         at(2, True)
     assert_allclose(caught.value.result.x, short.x)
+    x, jacobian = instance.solution(-3.0), instance.jacobian(-3.0)
+    assert_allclose(at(10_000, True).gradient, 2 * x @ jacobian, rtol=3e-3)
 
 
 def test_a_gradient_of_zero_is_ok_within_atol_and_not_accurate_without():
