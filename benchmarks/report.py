@@ -327,13 +327,16 @@ def _draw_sweeps(out: Path, name: str, rows: list[Row]) -> bool:
     plt = _pyplot()
     if plt is None:
         return False
-    axes_of = {"condition": "condition", "d": "d", "hyperparameters": "p"}
+    axes_of = {  # sweep: (column, label)
+        "condition": ("condition", "condition number"),
+        "d": ("d", "d"),
+        "hyperparameters": ("p", "hyperparameters"),
+    }
     axes_of = {k: v for k, v in axes_of.items() if any(row["sweep"] == k for row in rows)}
-    names = {"condition": "condition number", "d": "d", "hyperparameters": "hyperparameters"}
     size = (4 * len(axes_of) + 1, 3.8)
     figure, axes = plt.subplots(1, len(axes_of), figsize=size, squeeze=False, layout="constrained")
     axes = axes[0]
-    for axis, (sweep, column) in zip(axes, axes_of.items(), strict=True):
+    for axis, (sweep, (column, xlabel)) in zip(axes, axes_of.items(), strict=True):
         for peer, colour in COLOURS.items():
             for how, style in (("tuned", "-"), ("as it comes", "--")):
                 points = sorted(
@@ -351,7 +354,7 @@ def _draw_sweeps(out: Path, name: str, rows: list[Row]) -> bool:
                     marked = [p[:2] for p in points if p[2] is reaches]
                     if marked:
                         axis.plot(*zip(*marked, strict=True), marker, color=colour, ms=5)
-        axis.set(xscale="log", yscale="log", xlabel=names[sweep], ylabel="milliseconds")
+        axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="milliseconds")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=1 + len(axes_of), fontsize=8)
     figure.savefig(out / f"{name}_growth.png", dpi=120)

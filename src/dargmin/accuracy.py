@@ -78,7 +78,7 @@ def reach(
         floor, looked = _rounding_of_residual(problem, x0, theta, residual)
         cost = cost + Cost(gradients=looked)
     if strategy.factor and constant:
-        known = factored(problem.linear_system(x0, theta).operator, x0, strategy.blocks)
+        known = factored(problem.linear_system(x0, theta).operator, x0, options.blocks)
         cost = cost + known.cost
     first_rtol = default_rtol(kind) if strategy.factor else max(1e-6, default_rtol(kind))
     first_rtol = jnp.asarray(first_rtol if options.rtol is None else options.rtol, kind)
@@ -86,7 +86,7 @@ def reach(
     run = None if method is None else Run(problem, method.prepare(problem, x0, theta), theta)
     body = Round(
         problem, run, quantity, theta, goal, options, first_rtol, floor, known,
-        newton=newton, constant=constant, blocks=strategy.blocks,
+        newton=newton, constant=constant,
     )  # fmt: skip
 
     def unfinished(s: State) -> Bool[Array, ""]:

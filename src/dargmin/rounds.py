@@ -89,9 +89,7 @@ class Round(eqx.Module):
         Whether every round is a Newton step with a new factor, and the derivative taken only near
         the solution.
     constant : bool
-        Whether the Hessian is the same everywhere.
-    blocks : int, optional
-        Of how many independent systems, along the first axis of x, the Hessian is made."""
+        Whether the Hessian is the same everywhere."""
 
     problem: AbstractProblem
     run: Run | None
@@ -104,13 +102,14 @@ class Round(eqx.Module):
     known: Factored | None
     newton: bool = eqx.field(static=True)
     constant: bool = eqx.field(static=True)
-    blocks: int | None = eqx.field(static=True)
 
     def __call__(self, s: State) -> State:
         x, residual, steps, cost = self.inner(s)
         solver = self.known
         if self.newton:
-            solver = factored(self.problem.linear_system(x, self.theta).operator, x, self.blocks)
+            solver = factored(
+                self.problem.linear_system(x, self.theta).operator, x, self.options.blocks
+            )
             cost, steps = cost + solver.cost, steps + 1
         comparing = self.compares(s, residual)
         work = self

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 
 from dargmin import tree
-from dargmin.linear import Auto, LinearOptions, forming_pays
+from dargmin.linear import LinearOptions, forming_pays
 from dargmin.linear.work import MEDIUM, SMALL
 from dargmin.methods import (
     LBFGS,
@@ -19,13 +19,11 @@ from dargmin.types import Parameters, Point
 
 class Strategy(eqx.Module):
     """How to reach the solution: an inner method, or None where Newton corrections alone get
-    there; whether one Cholesky factor serves all linear solves, or one for each of `blocks`; and
-    why."""
+    there; whether one Cholesky factor, or one for each block, serves all linear solves; and why."""
 
     method: AbstractMethod | None
     reason: str = eqx.field(static=True)
     factor: bool = eqx.field(static=True, default=False)
-    blocks: int | None = eqx.field(static=True, default=None)
 
 
 def choose_strategy(
@@ -39,18 +37,18 @@ def choose_strategy(
 
     A quadratic needs no iterations beside the linear solve, which a Newton correction is."""
     options = LinearOptions() if options is None else options
-    factor, blocks = _factor_pays(problem, x, theta, options), _blocks(options)
+    factor = _factor_pays(problem, x, theta, options)
     if method is not None:
-        return Strategy(method, f"{type(method).__name__} was asked for", factor, blocks)
+        return Strategy(method, f"{type(method).__name__} was asked for", factor)
     if isinstance(problem, Objective):
         if problem.is_quadratic(x, theta):
             reason = "the objective is quadratic: one linear solve finds the minimum"
-            return Strategy(None, reason, factor, blocks)
-        if factor and tree.size(x) <= SMALL * (blocks or 1):
+            return Strategy(None, reason, factor)
+        if factor and tree.size(x) <= SMALL * (options.blocks or 1):
             reason = "the objective is smooth and small: damped Newton steps"
-            return Strategy(None, reason, factor, blocks)
+            return Strategy(None, reason, factor)
         reason = "the objective is smooth and not quadratic: L-BFGS"
-        return Strategy(LBFGS(), reason, factor, blocks)
+        return Strategy(LBFGS(), reason, factor)
     if isinstance(problem, Composite):
         return Strategy(
             ProximalGradient(),
@@ -68,21 +66,15 @@ def _factor_pays(
     """Whether one Cholesky factor of the Hessian, shared by all solves, is the cheapest way."""
     if not isinstance(problem, Objective) or tree.size(x) == 0:
         return False
-    blocks = _blocks(options)
-    if (options.solver is not None and blocks is None) or options.preconditioner is not None:
+    chosen = options.solver is not None and options.blocks is None
+    if chosen or options.preconditioner is not None:
         return False
-    return forming_pays(problem.linear_system(x, theta).operator, x, blocks)
-
-
-def _blocks(options: LinearOptions) -> int | None:
-    """Of how many independent systems the caller says that a symmetric one is made."""
-    return options.solver.blocks if isinstance(options.solver, Auto) else None
+    return forming_pays(problem.linear_system(x, theta).operator, x, options.blocks)
 
 
 def linear_solver_in_words(d: int, symmetric: bool, factor: bool, options: Any) -> str:
     """What the default linear solver does at this size."""
-    if factor and options.solver is not None:
-        blocks = options.solver.blocks
+    if factor and (blocks := options.blocks):
         return f"{blocks} blocks of d = {d // blocks}: one Cholesky factor for each"
     if options.solver is not None:
         return f"{type(options.solver).__name__} was asked for"

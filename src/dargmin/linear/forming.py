@@ -41,31 +41,29 @@ def materialise_blocks(operator: LinearMap, like: Point, blocks: int) -> Float[A
             f"blocks={blocks} needs that length of the first axis of every leaf of x, but x has a "
             f"leaf of shape {wrong[0]}."
         )
-    if len(leaves) == 1:
-        units = _Units(leaves[0], blocked=True)
-        try:
-            columns = _columns(operator, like, units, products=False)
-            return jnp.moveaxis(columns.reshape(units.count, -1, units.count), 0, -1)
-        except _NeedsProducts:
-            pass
     split, join = in_blocks(like)
     flat = split(like)
-    unit = lambda e: split(operator(join(jnp.broadcast_to(e, flat.shape))))
-    columns = jax.lax.map(unit, jnp.eye(flat.shape[1], dtype=flat.dtype), batch_size=CHUNK)
-    return jnp.moveaxis(columns, 0, -1)
+    columns = _without_products(operator, like)
+    if columns is None:
+        unit = lambda e: split(operator(join(jnp.broadcast_to(e, flat.shape))))
+        columns = jax.lax.map(unit, jnp.eye(flat.shape[1], dtype=flat.dtype), batch_size=CHUNK)
+    return jnp.moveaxis(columns.reshape(flat.shape[1], *flat.shape), 0, -1)
 
 
 def takes_no_products(operator: LinearMap, like: Point) -> bool:
     """Whether `materialise_blocks` finds the blocks in the program of the map."""
+    return jax.eval_shape(lambda: _without_products(operator, like)) is not None
+
+
+def _without_products(operator: LinearMap, like: Point) -> Float[Array, "count ..."] | None:
+    """The columns of all blocks, or None if they take products."""
     leaves = jax.tree.leaves(like)
     if len(leaves) != 1:
-        return False
-    units = _Units(leaves[0], blocked=True)
+        return None
     try:
-        jax.eval_shape(lambda: _columns(operator, like, units, products=False))
+        return _columns(operator, like, _Units(leaves[0], blocked=True))
     except _NeedsProducts:
-        return False
-    return True
+        return None
 
 
 def in_blocks(like: Point) -> tuple[Callable[[Point], Array], Callable[[Array], Point]]:
@@ -101,13 +99,11 @@ class _Units:
         return jnp.eye(self.count, dtype=self.dtype).reshape(self.count, *shape) * columns.scale
 
 
-def _columns(
-    operator: LinearMap, like: Point, units: _Units, products: bool = True
-) -> Float[Array, "count ..."]:
-    """The images of the unit vectors; without `products`, of maps that need none."""
+def _columns(operator: LinearMap, like: Point, units: _Units) -> Float[Array, "count ..."]:
+    """The images of the unit vectors; those of blocks only where they take no products."""
     program = jax.make_jaxpr(operator)(like)
     is_columns = lambda value: isinstance(value, _Columns)
-    of = functools.partial(_image, units=units, products=products)
+    of = functools.partial(_image, units=units)
     begin = _Columns(scale=jnp.ones(units.shape, units.dtype))
     (image,) = evaluate(program, [begin], is_columns, of)
     if isinstance(image, _Columns):
@@ -115,18 +111,19 @@ def _columns(
     return jnp.zeros((units.count, *units.shape), units.dtype)
 
 
-def _image(equation: Any, inputs: list[Any], run: Any, units: _Units, products: bool) -> list[Any]:
+def _image(equation: Any, inputs: list[Any], run: Any, units: _Units) -> list[Any]:
     """The outputs of one equation that has columns among its inputs: they are columns too."""
     name, columns = equation.primitive.name, [isinstance(v, _Columns) for v in inputs]
     first = columns.index(True)
     if sum(columns) == 1 and inputs[first].scale is not None:
         if name in _SCALING and (name != "div" or first == 0):
-            return [_Columns(scale=run(*_with(inputs, first, inputs[first].scale))[0])]
+            scaled = [v.scale if isinstance(v, _Columns) else v for v in inputs]
+            return [_Columns(scale=run(*scaled)[0])]
         if name == "dot_general":
             rows = _times_units(equation, inputs, first, units)
             if rows is not None:
                 return [_Columns(rows)]
-    if not products and name not in _CHEAP:
+    if units.blocked and name not in _CHEAP:
         raise _NeedsProducts
     axes = [0 if moves else None for moves in columns]
     values = [units.stack(v) if isinstance(v, _Columns) else v for v in inputs]
@@ -140,10 +137,6 @@ _CHEAP = _SCALING | frozenset(
     ["add", "add_any", "sub", "convert_element_type", "copy", "transpose", "reshape", "squeeze"]
 )
 """What may be done to columns without a product."""
-
-
-def _with(inputs: list[Any], place: int, value: Any) -> list[Any]:
-    return [*inputs[:place], value, *inputs[place + 1 :]]
 
 
 def _times_units(equation: Any, inputs: list[Any], mine: int, units: _Units) -> Array | None:

@@ -30,6 +30,11 @@ class LinearOptions(eqx.Module):
             preconditioner = eqx.filter_closure_convert(preconditioner, x)
         return tree.stop_gradient(LinearOptions(self.solver, preconditioner, self.rtol))
 
+    @property
+    def blocks(self) -> int | None:
+        """Of how many independent systems the caller says that a symmetric one is made."""
+        return self.solver.blocks if isinstance(self.solver, Auto) else None
+
     def scales(self, problem: AbstractProblem, x: Point) -> bool:
         """Whether the diagonal of the Hessian is to precondition: where it is declared, or no
         solver is asked for and there are so many coordinates that a Krylov solver may run."""
@@ -38,7 +43,7 @@ class LinearOptions(eqx.Module):
         if problem.diagonal is not None:
             return True
         solver = Auto() if self.solver is None else self.solver
-        return isinstance(solver, Auto) and not solver.blocks and tree.size(x) > solver.small
+        return isinstance(solver, Auto) and not self.blocks and tree.size(x) > solver.small
 
 
 class LinearSolution(eqx.Module):
