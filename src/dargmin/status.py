@@ -48,6 +48,28 @@ class Status(eqx.Enumeration):
         "jumps, and this is the derivative of one side only. Move theta slightly, or treat the "
         "result as one-sided."
     )
+    nonsmooth = (
+        "The solution lies on a kink of the function (abs, max, where, sort ... of x), where the "
+        "derivative jumps or does not exist. Pose the part with the kink as the prox of a "
+        "dargmin.Composite, or smooth it."
+    )
+    degenerate = (
+        "The solution is degenerate: the Jacobian loses rank there and nowhere near it, as that "
+        "of (x - theta)**3 does, so that the implicit function theorem says nothing about its "
+        "derivative. Add regularisation, or pose the problem without the multiple root."
+    )
+    unbounded = (
+        "The objective falls without end: it has no minimum that the iterates approach. Add "
+        "regularisation or bounds, and check the sign of the objective."
+    )
+    diverged = (
+        "The derivative that this mode computes diverges: its series or its iterations do not "
+        "contract here. Give a smaller step size, or use Implicit()."
+    )
+    steps_spent = (
+        "Every step was spent before the gradient fell to the tolerance: the result is where the "
+        "steps ended, and not known to be stationary. Raise `steps`, or loosen `gtol`."
+    )
 
 
 class DargminError(RuntimeError):
