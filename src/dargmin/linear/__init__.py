@@ -1,15 +1,15 @@
 """The adjoint linear solve: solvers that judge themselves, and the spectrum."""
 
 from dargmin.linear.auto import Auto
-from dargmin.linear.blocks import BlockDense
 from dargmin.linear.cg import CG
-from dargmin.linear.dense import Dense
+from dargmin.linear.dense import BlockDense, Dense
 from dargmin.linear.factored import Factored, factored
 from dargmin.linear.krylov import GMRES, BiCGStab
 from dargmin.linear.lanczos import lanczos, largest_eigenvalue
 from dargmin.linear.newton import Correction, newton_correction
 from dargmin.linear.recycling import Pairs
 from dargmin.linear.scaling import jacobi, scaling
+from dargmin.linear.second_opinion import SecondOpinion, second_opinion
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
 from dargmin.linear.spectrum import (
     Contraction,
@@ -42,6 +42,7 @@ __all__ = [
     "LinearOptions",
     "LinearSolution",
     "Pairs",
+    "SecondOpinion",
     "Spectrum",
     "contraction",
     "factored",
@@ -53,6 +54,7 @@ __all__ = [
     "newton_correction",
     "prepare",
     "scaling",
+    "second_opinion",
     "smoothness",
     "solve_linear",
     "solve_linear_differentiably",

@@ -1,0 +1,141 @@
+"""What the direct solvers do with matrices: scale them first, then judge what is singular."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from dargmin import tree
+
+FLOOR = 1e-3
+"""Of an indefinite matrix, and along what a singular one does not see, a direction of descent is
+taken as if no |λ| were below this share of the largest."""
+
+
+def largest_column(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:
+    """The largest norm of a column: at most ‖K‖₂, and within √d of it."""
+    return jnp.sqrt(jnp.max(jnp.sum(jnp.square(matrix), axis=-2), axis=-1))
+
+
+def singular_threshold(dtype: Any, d: int) -> Float[Array, ""]:
+    """4 √d ε: singular values below this share of the largest are rounding."""
+    return 4 * jnp.sqrt(jnp.asarray(d, dtype)) * jnp.asarray(jnp.finfo(dtype).eps, dtype)
+
+
+def power_of_two(size: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The power of two nearest to 1/size, so that scaling by it rounds nothing; 1 for zeros."""
+    usable = (size > 0) & jnp.isfinite(size)
+    return jnp.where(usable, jnp.exp2(-jnp.round(jnp.log2(jnp.where(usable, size, 1)))), 1)
+
+
+def symmetric_scale(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch d"]:
+    """s with |s_i K_ii s_i| near 1 (van der Sluis, 1969: within d of the best condition number that
+    a diagonal scaling of a positive definite K can have). What an indefinite K has beside a small
+    K_ii counts too: K_ij² ≤ K_ii K_jj where K is positive semidefinite."""
+    diagonal = jnp.abs(jnp.diagonal(matrix, axis1=-2, axis2=-1))
+    safe = jnp.where(diagonal > 0, diagonal, jnp.inf)
+    beside = jnp.max(jnp.square(matrix / jnp.sqrt(safe)[..., None, :]), axis=-1)
+    return power_of_two(jnp.sqrt(jnp.maximum(diagonal, beside)))
+
+
+def general_scales(
+    matrix: Float[Array, "d d"],
+) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+    """r and c with the largest entries of every row and column of diag(r) K diag(c) near 1."""
+    rows = power_of_two(jnp.max(jnp.abs(matrix), axis=1))
+    columns = power_of_two(jnp.max(jnp.abs(rows[:, None] * matrix), axis=0))
+    return rows, columns
+
+
+class Spectral(NamedTuple):
+    """What the spectral decomposition of a scaled symmetric matrix S K S says.
+
+    `factor` is W with K⁺ = WᵀW where K is positive semidefinite, and WᵀW positive definite where it
+    is not; `flat` is a positive multiple of the projection on the null space, in the units of K⁺;
+    `null` a vector in it, and `lowest` the direction of the most negative curvature, or zeros."""
+
+    factor: Float[Array, "d d"]
+    flat: Float[Array, "d d"]
+    null: Float[Array, " d"]
+    lowest: Float[Array, " d"]
+    condition: Float[Array, ""]
+    indefinite: Bool[Array, ""]
+
+
+def spectral(
+    scaled: Float[Array, "d d"], scale: Float[Array, " d"], undetermined: Float[Array, ""]
+) -> Spectral:
+    """The minimum-norm inverse of K from S K S = V Λ Vᵀ.
+
+    Eigenvalues of rounding, or below `undetermined`, are zero: then K⁺ = P S V Λ⁺ Vᵀ S P, with P
+    the orthogonal projection on the range of K, whose complement S V₀ spans."""
+    kind, d = scaled.dtype, scaled.shape[0]
+    finite = jnp.all(jnp.isfinite(scaled))
+    values, vectors = jnp.linalg.eigh(jnp.where(finite, scaled, jnp.eye(d, dtype=kind)))
+    top = jnp.max(jnp.abs(values))
+    threshold = jnp.maximum(singular_threshold(kind, d) * top, undetermined)
+    indefinite = values[0] < -threshold
+    null = (jnp.abs(values) <= threshold) & ~indefinite
+    least = jnp.where(indefinite, FLOOR * top, 0)
+    sizes = jnp.maximum(jnp.abs(values), least)
+    weights = jnp.where(null | (sizes == 0), 0, 1 / jnp.where(sizes > 0, sizes, 1))
+    factor = jnp.sqrt(weights)[:, None] * vectors.T * scale
+    basis = jnp.where(null, scale[:, None] * vectors, 0)
+    gram = basis.T @ basis + jnp.diag((~null).astype(kind))
+    onto = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram), True), basis.T)
+    smallest = jnp.min(jnp.where(null, jnp.inf, jnp.abs(values)))
+    return Spectral(
+        factor=factor - (factor @ basis) @ onto,
+        flat=basis @ basis.T / jnp.where(top > 0, FLOOR * top, 1),
+        null=basis @ tree.random_like(values, seed=4),
+        lowest=jnp.where(indefinite, scale * vectors[:, 0], 0),
+        condition=jnp.maximum(top / smallest, 1),
+        indefinite=indefinite & finite,
+    )
+
+
+class Singular(NamedTuple):
+    """What the singular value decomposition of a scaled general matrix says: K⁺ b, a vector that K
+    maps to zero, the spread of the singular values that count, and the part of b outside the range,
+    relative to b."""
+
+    x: Float[Array, " d"]
+    null: Float[Array, " d"]
+    condition: Float[Array, ""]
+    outside: Float[Array, ""]
+
+
+def singular(
+    scaled: Float[Array, "d d"],
+    rows: Float[Array, " d"],
+    columns: Float[Array, " d"],
+    b: Float[Array, " d"],
+) -> Singular:
+    """K x = b by diag(r) K diag(c) = U Σ Vᵀ where K is singular.
+
+    Of the solutions, the one without a part that K conserves: with N and W bases of the null
+    spaces of K and Kᵀ, Wᵀx = 0 (the group inverse). For K = I - ∂A it is what iterating x ← A(x)
+    does, whose invariants W are, and for a symmetric K the minimum-norm solution. Where there is no
+    such inverse, the minimum-norm solution is taken."""
+    kind, d = scaled.dtype, scaled.shape[0]
+    finite = jnp.all(jnp.isfinite(scaled))
+    left, values, right = jnp.linalg.svd(jnp.where(finite, scaled, jnp.eye(d, dtype=kind)))
+    keep = values > singular_threshold(kind, d) * values[0]
+    coordinates = left.T @ (rows * b)
+    x = columns * (right.T @ jnp.where(keep, coordinates / jnp.where(keep, values, 1), 0))
+    unit = lambda basis: basis / jnp.maximum(jnp.linalg.norm(basis, axis=0), 1e-300)
+    N = jnp.where(keep, 0, unit(columns[:, None] * right.T))
+    W = jnp.where(keep, 0, unit(rows[:, None] * left))
+    rest = jnp.diag(keep.astype(kind))
+    group = x - N @ jnp.linalg.solve(W.T @ N + rest, W.T @ x)
+    shortest = x - N @ jnp.linalg.solve(N.T @ N + rest, N.T @ x)
+    # Where W is nearly orthogonal to N there is no such x of moderate size.
+    exists = tree.norm(group) <= 1e3 * (tree.norm(shortest) + tree.norm(x))
+    size = tree.norm(coordinates)
+    return Singular(
+        x=jnp.where(exists, group, shortest),
+        null=N @ tree.random_like(values, seed=4),
+        condition=jnp.maximum(values[0] / jnp.min(jnp.where(keep, values, jnp.inf)), 1),
+        outside=tree.norm(jnp.where(keep, 0, coordinates)) / jnp.where(size > 0, size, 1),
+    )
