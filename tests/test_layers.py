@@ -21,7 +21,7 @@ LAYERS = """
     certificate
     theory
     strategy quantity rounds accuracy
-    hypergradient sensitivity diagnosis diagnose candidates plan interop
+    hypergradient sensitivity diagnosis diagnose trials candidates plan interop
     __init__
     bilevel
     estimators
