@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "dargmin"
 LAYERS = """
-    types tree status cost
+    types tree status cost show
     polynomials
     problems prox
     linear

@@ -70,6 +70,8 @@ class Choice:
         error = in_words(self.predicted_error)
         return f"{error:>9}  {self.cost:>7}  {in_bytes(self.memory):>8}  {what}"
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True)
 class Pilot:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from dargmin import tree
+from dargmin import show, tree
 from dargmin.linear import Correction, LinearOptions, newton_correction, prepare, solve_linear
 from dargmin.linear.solution import default_rtol
 from dargmin.loop import Run, freeze
@@ -49,6 +49,17 @@ class Certificate(eqx.Module):
     @property
     def ok(self) -> Bool[Array, "*batch"]:
         return is_ok(self.status)
+
+    def __repr__(self) -> str:
+        return show.lines(
+            f"Certificate: {show.in_words(self.status)}",
+            {
+                "error": f"{show.numbers(self.error)} of the derivative, estimated",
+                "absolute": f"{show.numbers(self.absolute_error)}, of {show.numbers(self.scale)}",
+                "residual": self.residual,
+                "inner error": self.inner_error,
+            },
+        )
 
     def raise_if_failed(self) -> "Certificate":
         """Return self, or raise `DargminError` if the status is not ok anywhere."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from dargmin import tree
+from dargmin import show, tree
 from dargmin.accuracy import (
     Goal,
     batch_of_one,
@@ -90,6 +90,19 @@ class Hypergradient(eqx.Module):
     cost: Cost
     warm_start: WarmStart | None
     reason: str = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        return show.lines(
+            f"Hypergradient: {show.in_words(self.status)}",
+            {
+                "value": self.value,
+                "gradient": self.gradient,
+                "error": f"{show.numbers(self.certificate.error)} of the gradient, estimated",
+                "x": self.x,
+                "cost": show.spent(self.cost),
+                "reason": self.reason,
+            },
+        )
 
     @property
     def status(self) -> Any:

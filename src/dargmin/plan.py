@@ -55,6 +55,8 @@ class Plan(Choice):
         rest = len(self.alternatives) - SHOWN
         return "\n".join(lines + [f"... and {rest} more in .alternatives"] * (rest > 0))
 
+    __repr__ = __str__
+
 
 def plan(
     problem: AbstractProblem,

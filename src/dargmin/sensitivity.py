@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool
 
-from dargmin import tree
+from dargmin import show, tree
 from dargmin.accuracy import (
     Goal,
     batch_of_one,
@@ -47,6 +47,18 @@ class Sensitivity(eqx.Module):
     certificate: Certificate
     cost: Cost
     reason: str = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        return show.lines(
+            f"Sensitivity: {show.in_words(self.status)}",
+            {
+                "tangent": self.tangent,
+                "error": f"{show.numbers(self.certificate.error)} of the tangent, estimated",
+                "x": self.x,
+                "cost": show.spent(self.cost),
+                "reason": self.reason,
+            },
+        )
 
     @property
     def status(self) -> Any:
