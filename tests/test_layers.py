@@ -15,7 +15,7 @@ LAYERS = """
     problems prox
     linear
     methods
-    loop solution
+    loop solution checks
     modes
     solve
     certificate

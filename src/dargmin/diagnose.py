@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from dargmin import tree
 from dargmin.certificate import certify
+from dargmin.checks import blames_arguments
 from dargmin.diagnosis import Diagnosis, Remedy
 from dargmin.linear import hessian_spectrum, smoothness
 from dargmin.loop import trace
@@ -30,6 +31,7 @@ DIRECTIONS = 4
 _MOST_STORED = 2e9  # bytes of iterates and derivatives
 
 
+@blames_arguments
 def diagnose(
     problem: AbstractProblem,
     method: AbstractMethod,

@@ -13,6 +13,7 @@ from dargmin.candidates import (
     in_words,
     name,
 )
+from dargmin.checks import blames_arguments
 from dargmin.diagnose import settled
 from dargmin.linear import LinearOptions
 from dargmin.methods import ConjugateGradient, GradientDescent, NewtonCG
@@ -58,6 +59,7 @@ class Plan(Choice):
     __repr__ = __str__
 
 
+@blames_arguments
 def plan(
     problem: AbstractProblem,
     x0: Point,

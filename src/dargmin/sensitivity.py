@@ -19,6 +19,7 @@ from dargmin.accuracy import (
     unbatch,
 )
 from dargmin.certificate import Certificate
+from dargmin.checks import blames_arguments
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, prepare, solve_linear
 from dargmin.methods import AbstractMethod
@@ -69,6 +70,7 @@ class Sensitivity(eqx.Module):
         return self.certificate.ok
 
 
+@blames_arguments
 def sensitivity(
     problem: AbstractProblem,
     x0: Point,
