@@ -127,6 +127,16 @@ def test_a_composite_without_a_step_size_is_planned_for_as_solve_would_run_it():
     assert p.measured and np.isfinite(p.predicted_error) and np.all(np.isfinite(x))
 
 
+def test_a_root_is_planned_for_and_where_a_pilot_finds_no_minimum_nothing_is_praised():
+    cubic = dargmin.Root(lambda x, theta: 2 * x - theta + 0.1 * x**3)
+    p = plan(cubic, jnp.zeros(2), jnp.asarray([1.0, 2.0]), steps=8)
+    assert p.measured and p.predicted_error < 1e-6
+    saddle = dargmin.Objective(lambda x, theta: jnp.sum(x**4) / 4 - theta * jnp.sum(x**2) / 2)
+    p = plan(saddle, jnp.zeros(2), jnp.asarray(1.0), steps=5)
+    assert "No candidate could be judged" in p.reason and "this is no minimum" in p.reason
+    assert not any(choice.measured for choice in (p, *p.alternatives))
+
+
 @pytest.mark.slow
 def test_a_contraction_is_planned_for():
     W = jnp.asarray(0.5 * np.linalg.qr(RNG.normal(size=(4, 4)))[0])

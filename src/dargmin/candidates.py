@@ -4,20 +4,23 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 from jaxtyping import Array, Float
 
 from dargmin import tree
 from dargmin.diagnose import directions
-from dargmin.linear import hessian_spectrum
+from dargmin.linear import hessian_spectrum, largest_eigenvalue
 from dargmin.methods import (
     AbstractMethod,
     Chebyshev,
     ConjugateGradient,
     DerivativeKernel,
     FixedPointIteration,
+    FromOptimistix,
     GradientDescent,
     Nesterov,
     ProximalGradient,
@@ -26,13 +29,20 @@ from dargmin.methods import (
 from dargmin.modes import AbstractMode, Implicit, LateStart, Unrolled
 from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective
 from dargmin.sensitivity import sensitivity
-from dargmin.status import describe, is_ok
+from dargmin.status import Status, describe, is_ok
 from dargmin.theory import LinearModel, budget_step_size, linear_model, optimal_start
 from dargmin.trials import Trial, polished_error, run_trials
 from dargmin.types import Parameters, Point
 
 STEEPER = 1.2
 """By how much more curvature at x0 than at x* brings candidates that are tuned to it, too."""
+
+
+NOTHING = 1e-6
+"""A derivative that is zero up to an error below this is compared with as zero."""
+
+_USABLE = (Status.ok, Status.accuracy_not_reached, Status.weakly_active)
+"""How a pilot may end whose estimated error says how good it is."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Choice:
     def __str__(self) -> str:
         note = f", {self.note}" if self.note else ""
         what = f"{name(self.method)}{note}; {_mode(self.mode)}"
-        error = in_words(self.predicted_error)
+        error = in_words(self.predicted_error, self.mode)
         return f"{error:>9}  {self.cost:>7}  {in_bytes(self.memory):>8}  {what}"
 
     __repr__ = __str__
@@ -83,17 +93,13 @@ class Pilot:
     tangents: Parameters
     derivatives: Point
     products: int  # that a linear solve takes
+    known: bool  # whether there is a derivative to compare with
     notes: tuple[str, ...]
 
     @property
     def floor(self) -> float:
         """Errors below this count as equal: linear solves stop a little before."""
         return 1e-9 if tree.dtype(self.x0) == jnp.float64 else 1e-4
-
-    @property
-    def known(self) -> bool:
-        """Whether there is a derivative to compare with."""
-        return bool(tree.all_finite(self.derivatives))
 
     @classmethod
     def fly(cls, problem: AbstractProblem, x0: Point, theta: Parameters) -> "Pilot":
@@ -102,10 +108,19 @@ class Pilot:
         tangents, _ = directions(theta, None)
         rtol = 1e-8 if tree.dtype(x0) == jnp.float64 else 1e-3
         found = sensitivity(problem, x0, theta, tangents, rtol=rtol, throw=False)
-        notes = () if is_ok(found.status) else (f"The pilot says: {describe(found.status)}",)
+        errors = found.certificate.absolute_error
+        off, scale = float(jnp.linalg.norm(errors)), float(tree.norm(found.tangent))
+        usable = any(bool(found.status == status) for status in _USABLE)
+        # Up to 1 % it says which candidate is better; dx* = 0 it says up to its own rounding.
+        zero = scale == 0 or (off > 0.01 * scale and off + scale < NOTHING)
+        known = usable and bool(tree.all_finite(found.tangent)) and (zero or off <= 0.01 * scale)
+        derivatives = tree.zeros_like(found.tangent) if zero else found.tangent
+        notes = ("dx* = 0: errors are absolute.",) if known and zero else ()
+        if not (is_ok(found.status) or (known and found.status != Status.weakly_active)):
+            notes = (f"The pilot says: {describe(found.status)}",)
         count = jax.tree.leaves(tangents)[0].shape[0]
         products = max(int(found.cost.products) // (count + 1), 1)
-        return cls(x0, theta, found.x, tangents, found.tangent, products, notes)
+        return cls(x0, theta, found.x, tangents, derivatives, products, known, notes)
 
     def model(self, problem: AbstractProblem) -> LinearModel | str:
         """The constants of the linear model at x*: see `theory.linear_model`."""
@@ -217,17 +232,36 @@ def _methods(
             yield GradientDescent(), "h = 1/L̂"
             yield Nesterov.convex(), "h = 1/L̂"
     else:
-        yield GradientDescent(), "no theory for roots"
+        yield root_finder(), "a linear solve in each step"
+        norm = _jacobian_norm(problem, pilot.solution, pilot.theta)
+        if bool(jnp.isfinite(norm) & (norm > 0)):
+            yield GradientDescent(1 / norm), "x ← x - hF, h = 1/‖∂ₓF‖"
 
 
 def _tuned(
     mu: Float[Array, ""], L: Float[Array, ""], steps: int
 ) -> Iterator[tuple[AbstractMethod, str]]:
-    for h in (1 / L, budget_step_size(mu, L, steps), 2 / (L + mu)):
-        yield GradientDescent(h), f"h = {float(h * L):.4g}/L, L = {float(L):.3g}"
+    lengths = {
+        f"h = {float(h * L):.4g}/L, L = {float(L):.3g}": h  # for μ = L they are one
+        for h in (1 / L, budget_step_size(mu, L, steps), 2 / (L + mu))
+    }
+    yield from ((GradientDescent(h), note) for note, h in lengths.items())
     tuned = f"μ = {float(mu):.3g}, L = {float(L):.3g}"
     for method in (Sobolev, Nesterov.tuned, Chebyshev, DerivativeKernel):
         yield method(mu, L), tuned
+
+
+def root_finder() -> AbstractMethod:
+    """Newton's method for F(x, θ) = 0."""
+    return FromOptimistix(optimistix.Newton(rtol=1e-10, atol=1e-10))
+
+
+@eqx.filter_jit
+def _jacobian_norm(problem: AbstractProblem, x: Point, theta: Parameters) -> Float[Array, ""]:
+    """‖∂ₓF‖₂, by Lanczos."""
+    _, forward = jax.linearize(lambda x: problem.residual(x, theta), x)
+    backward = jax.linear_transpose(forward, x)
+    return jnp.sqrt(largest_eigenvalue(lambda v: backward(forward(v))[0], x))
 
 
 def _steepest(problem: Objective, pilot: Pilot, L: Float[Array, ""]) -> Float[Array, ""] | None:
@@ -249,11 +283,13 @@ def name(method: AbstractMethod) -> str:
     return type(method).__name__
 
 
-def in_words(error: float) -> str:
+def in_words(error: float, mode: AbstractMode) -> str:
     """Two digits; what is not finite in words."""
     if math.isfinite(error):
         return f"{error:.1e}"
-    return "?" if math.isnan(error) else "diverges"
+    if math.isnan(error):
+        return "?"
+    return "fails" if isinstance(mode, Implicit) else "diverges"
 
 
 def _mode(mode: AbstractMode) -> str:

@@ -12,11 +12,12 @@ from dargmin.candidates import (
     in_bytes,
     in_words,
     name,
+    root_finder,
 )
 from dargmin.checks import blames_arguments
 from dargmin.diagnose import settled
 from dargmin.linear import LinearOptions
-from dargmin.methods import ConjugateGradient, GradientDescent, NewtonCG
+from dargmin.methods import ConjugateGradient, FromOptimistix, NewtonCG
 from dargmin.modes import AbstractMode, Implicit, LateStart, Unrolled
 from dargmin.problems import AbstractProblem, Objective
 from dargmin.solve import check_arguments
@@ -29,6 +30,9 @@ LARGE = 1e9
 
 CLOSE = 1.2
 """Errors within this factor count as equal too; then the cheaper choice is taken."""
+
+ROUGH = 0.1
+"""A plan whose error is larger says that more steps are needed."""
 
 HORIZONS = (200, 2000)
 """Numbers of steps within which an accuracy is looked for, by unrolling."""
@@ -148,6 +152,8 @@ def _least(choices: list[Choice], floor: float) -> Choice:
 
 
 def _why(chosen: Choice, choices: list[Choice], dropped: int, memory: int | None) -> str:
+    if not chosen.measured:
+        return "No candidate could be judged: there is no derivative to compare with."
     if math.isinf(chosen.predicted_error):
         return (
             f"No candidate has a finite derivative after {chosen.steps} steps: raise `steps`, "
@@ -168,7 +174,9 @@ def _why(chosen: Choice, choices: list[Choice], dropped: int, memory: int | None
     unrolled = [c for c in choices if isinstance(c.mode, Unrolled) and c.measured]
     if unrolled and not isinstance(chosen.mode, Unrolled):
         best = min(unrolled, key=lambda c: c.predicted_error)
-        of_best = f"the best would be {name(best.method)}: {in_words(best.predicted_error)}"
+        of_best = (
+            f"the best would be {name(best.method)}: {in_words(best.predicted_error, best.mode)}"
+        )
         diverges = math.isinf(best.predicted_error)
         sentences.append(f"Unrolled, {'every method diverges' if diverges else of_best}.")
     if dropped:
@@ -179,7 +187,9 @@ def _why(chosen: Choice, choices: list[Choice], dropped: int, memory: int | None
 def _error(chosen: Choice) -> str:
     if not chosen.measured:
         return "Its error could not be measured."
-    return f"Measured relative error: {chosen.predicted_error:.1e}."
+    more = " More steps are needed; hypergradient(rtol=...) takes those that are missing."
+    missing = more if chosen.predicted_error > ROUGH else ""
+    return f"Measured relative error: {chosen.predicted_error:.1e}.{missing}"
 
 
 def _for_accuracy(
@@ -195,8 +205,10 @@ def _for_accuracy(
             quadratic = problem.is_quadratic(x0, theta)
             method = ConjugateGradient() if quadratic else NewtonCG()
         elif method is None:
-            method = GradientDescent()
-        limit = {ConjugateGradient: tree.size(x0), NewtonCG: 50}.get(type(method), 1000)
+            method = root_finder()
+        limit = {ConjugateGradient: tree.size(x0), NewtonCG: 50, FromOptimistix: 50}.get(
+            type(method), 1000
+        )
         limit = max(limit, 1)
         error = pilot.polished_error(problem, method, limit)
         choice = Choice(method, Implicit(polish=True), limit, error, 4 * pilot.products, 4 * size,

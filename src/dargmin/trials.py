@@ -68,7 +68,9 @@ def run_trials(
     list of Trial, in the order of the methods"""
     ends: dict[int, Any] = {}
     for members in _alike(methods):
-        together = jax.tree.map(lambda *u: jnp.stack(u), *(methods[i] for i in members))
+        arrays = [eqx.filter(methods[i], eqx.is_array) for i in members]
+        rest = eqx.filter(methods[members[0]], eqx.is_array, inverse=True)
+        together = eqx.combine(jax.tree.map(lambda *u: jnp.stack(u), *arrays), rest)
         begin = jnp.full(len(members), start)
         found = _run(problem, together, begin, x0, theta, tangents, derivatives, steps)
         ends |= {i: jax.tree.map(lambda u, j=j: u[j], found) for j, i in enumerate(members)}
@@ -110,7 +112,8 @@ def _alike(methods: list[AbstractMethod]) -> Iterable[list[int]]:
     groups: dict[Any, list[int]] = {}
     for i, method in enumerate(methods):
         leaves, structure = jax.tree.flatten(method)
-        groups.setdefault((structure, tuple(jnp.shape(u) for u in leaves)), []).append(i)
+        kind = tuple(u.shape if eqx.is_array(u) else id(u) for u in leaves)
+        groups.setdefault((structure, kind), []).append(i)
     return groups.values()
 
 
@@ -126,8 +129,11 @@ def _run(
     twice = lambda a, b: jax.tree.map(lambda u, v: jnp.concatenate([u, v]), a, b)
     halves = lambda t: (jax.tree.map(lambda u, i=i: jnp.split(u, 2)[i], t) for i in (0, 1))
 
-    def one(arguments: tuple[AbstractMethod, Array]) -> Any:
-        method, start = arguments
+    stacked, rest = eqx.partition(methods, eqx.is_array)
+
+    def one(arguments: tuple[Any, Array]) -> Any:
+        numbers, start = arguments
+        method = eqx.combine(numbers, rest)
         method = tree.stop_gradient(method.prepare(problem, x0, theta))
         run = lambda dynamic: Run(problem, method, eqx.combine(dynamic, static))
         template = eqx.filter(run(dynamic).begin(x0), eqx.is_array, inverse=True)
@@ -160,7 +166,7 @@ def _run(
         _, late = halves(motion.x)
         return errors, _error(late, derivatives), moving.x
 
-    return jax.lax.map(one, (methods, starts))
+    return jax.lax.map(one, (stacked, starts))
 
 
 @eqx.filter_jit
