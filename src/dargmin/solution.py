@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int
 
+from dargmin import show
 from dargmin.status import is_ok, raise_if_failed
 from dargmin.types import Point
 
@@ -33,6 +34,12 @@ class Solution(eqx.Module):
     residual: Float[Array, "*batch"]
     tol: Float[Array, "*batch"] | None = None
     start: Int[Array, "*batch"] | None = None
+
+    def __repr__(self) -> str:
+        tol = {} if self.tol is None else {"tol": self.tol}
+        start = {} if self.start is None else {"start": self.start}
+        parts = {"x": self.x, "steps": self.steps, "residual": self.residual}
+        return show.lines(f"Solution: {show.in_words(self.status)}", parts | tol | start)
 
     @property
     def ok(self) -> Bool[Array, "*batch"]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
 from dargmin import tree
+from dargmin.checks import blames_arguments
 from dargmin.linear import prepare
 from dargmin.loop import Run
 from dargmin.methods import AbstractMethod
@@ -16,6 +17,7 @@ from dargmin.solution import Solution
 from dargmin.types import Parameters, Point
 
 
+@blames_arguments
 def solve(
     problem: AbstractProblem,
     method: AbstractMethod,
@@ -89,6 +91,7 @@ def _solve(
     return mode.solve(Run(problem, method, theta), x0, steps, tol, throw)
 
 
+@blames_arguments
 def attach(
     problem: AbstractProblem,
     x: Point,

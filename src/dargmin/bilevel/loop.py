@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dargmin import tree
+from dargmin import show, tree
 from dargmin.bilevel.box import Box, Vector, as_vector, from_vector
 from dargmin.bilevel.checkpoint import Checkpoint
 from dargmin.bilevel.history import History
@@ -74,9 +74,28 @@ class BilevelSolution(eqx.Module):
     history: History
     status: Any
 
+    def __repr__(self) -> str:
+        return show.lines(
+            f"BilevelSolution: {show.in_words(self.status)}",
+            {
+                "theta": self.theta,
+                "x": self.x,
+                "value": self.value,
+                "history": str(self.history),
+                **_last_row(self.history),
+            },
+        )
+
     @property
     def ok(self) -> Any:
         return is_ok(self.status)
+
+
+def _last_row(history: Any) -> dict[str, float]:
+    """The norm and the error of the last gradient, where there is one."""
+    if not isinstance(history, History) or not len(history):
+        return {}
+    return {name.replace("_", " "): history[name][-1] for name in ("gradient_norm", "error")}
 
 
 class Loop:
