@@ -17,14 +17,10 @@ from dargmin.hypergradient import (
     hypergradient_in_mode,
 )
 from dargmin.linear import CG, Auto, prepare
-from dargmin.linear.solution import default_rtol
 from dargmin.methods import AbstractMethod
 from dargmin.modes import AbstractMode, Implicit
 from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.types import Parameters, Point
-
-LOOSEST = 3e-4
-"""Relative residual of linear solves. A Newton correction should take 1e-3 off the residual."""
 
 MOST_PAIRS = 30
 MOST_NUMBERS = 2**22
@@ -33,7 +29,8 @@ MOST_NUMBERS = 2**22
 
 class Evaluation(eqx.Module):
     """What is known at one θ: `theta` and `gradient` are floating leaves only, `error` is the
-    certified absolute error of the gradient, and costs that nobody counted are NaN."""
+    certified absolute error of the gradient, `value_error` how far φ(x) may be from φ(x*), and
+    costs that nobody counted are NaN."""
 
     theta: Any
     x: Point
@@ -41,6 +38,7 @@ class Evaluation(eqx.Module):
     gradient: Any
     error: Float[Array, ""]
     scale: Float[Array, ""]
+    value_error: Float[Array, ""]
     status: Any
     inner_cost: Float[Array, ""]
     adjoint_cost: Float[Array, ""]
@@ -54,6 +52,11 @@ class AbstractInner(eqx.Module):
     @abstractmethod
     def refines(self) -> bool:
         """Whether it works until the accuracy asked for is reached."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What a resumed loop has to have in common with the one that was interrupted."""
 
     @abstractmethod
     def begin(self, theta: Any) -> Any:
@@ -71,9 +74,8 @@ class Memory(eqx.Module):
     theta: Any
     before: Any
 
-    def aimed(self, theta: Any, rtol: Any) -> tuple[WarmStart, Float[Array, ""]]:
-        """The warm start, extrapolated as far as the last step points to θ, at most once; and how
-        exact linear solves have to be for a derivative to `rtol`.
+    def aimed(self, theta: Any) -> WarmStart:
+        """The warm start, extrapolated as far as the last step points to θ, at most once.
 
         The share a = ⟨θ - θ₁, θ₁ - θ₂⟩ / ‖θ₁ - θ₂‖² of 2 v₁ - v₂ is right for steps of any length;
         line searches make such steps."""
@@ -83,13 +85,7 @@ class Memory(eqx.Module):
         share = jnp.clip(jnp.where(jnp.isfinite(share), share, 0), 0, 1)
         change = tree.sub(self.warm.adjoint, self.warm.previous)
         previous = tree.axpy(-share, change, self.warm.adjoint)
-        warm = eqx.tree_at(lambda w: w.previous, self.warm, previous)
-        kind = warm.amplification.dtype
-        sufficient = jnp.asarray(0.1 * rtol, kind) / warm.amplification
-        usual = jnp.asarray(max(1e-6, default_rtol(kind)), kind)
-        known = tree.norm(warm.adjoint) > 0
-        linear = jnp.where(known, jnp.clip(sufficient, default_rtol(kind), LOOSEST), usual)
-        return warm, linear
+        return eqx.tree_at(lambda w: w.previous, self.warm, previous)
 
     def following(self, warm: WarmStart, theta: Any) -> "Memory":
         """The memory after θ. A second look at the same θ replaces the first."""
@@ -107,12 +103,15 @@ class Refined(AbstractInner):
     fixed: Any  # the leaves of θ that are no floating arrays
     method: AbstractMethod | None
     mode: Implicit
-    adaptive: bool = eqx.field(static=True)
     warm_start: bool = eqx.field(static=True)
 
     @property
     def refines(self) -> bool:
         return True
+
+    @property
+    def label(self) -> str:
+        return f"to an accuracy, warm_start={self.warm_start}"
 
     def begin(self, theta: Any) -> Memory | None:
         if not self.warm_start:
@@ -122,14 +121,10 @@ class Refined(AbstractInner):
     def at(
         self, theta: Any, memory: Memory | None, rtol: float, atol: float
     ) -> tuple[Evaluation, Memory | None]:
-        warm, mode = None, self.mode
-        if memory is not None:
-            warm, linear = _aimed(memory, theta, jnp.asarray(rtol))
-            if self.adaptive and mode.rtol is None:
-                mode = eqx.tree_at(lambda m: m.rtol, mode, linear, is_leaf=lambda u: u is None)
+        warm = None if memory is None else _aimed(memory, theta)
         h = hypergradient(
             self.outer, self.problem, self.x0, eqx.combine(theta, self.fixed),
-            rtol=rtol, atol=atol, method=self.method, mode=mode, warm_start=warm, throw=False,
+            rtol=rtol, atol=atol, method=self.method, mode=self.mode, warm_start=warm, throw=False,
         )  # fmt: skip
         inner = h.cost.gradients + h.cost.products - h.cost.adjoint
         found = _evaluation(h, theta, inner, h.cost.adjoint, jnp.nan)
@@ -161,6 +156,10 @@ class FixedSteps(AbstractInner):
     @property
     def refines(self) -> bool:
         return False
+
+    @property
+    def label(self) -> str:
+        return f"inner_steps={self.steps}, warm_start={self.warm_start}"
 
     def begin(self, theta: Any) -> Point:
         return self.x0
@@ -214,11 +213,18 @@ def _evaluation(
         gradient=h.gradient,
         error=h.certificate.absolute_error,
         scale=h.certificate.scale,
+        value_error=_value_error(h),
         status=h.status,
         inner_cost=jnp.asarray(inner, kind),
         adjoint_cost=jnp.asarray(adjoint, kind),
         effective_start=jnp.asarray(effective_start, kind),
     )
+
+
+def _value_error(h: Hypergradient) -> Float[Array, ""]:
+    """‖λ‖ ‖F‖ ≥ |∇φᵀ (x - x*)| to first order, since F = ∂ₓF (x - x*) and ∂ₓFᵀ λ = ∇φ."""
+    residual = h.certificate.residual
+    return residual if h.warm_start is None else residual * tree.norm(h.warm_start.adjoint)
 
 
 @eqx.filter_jit
