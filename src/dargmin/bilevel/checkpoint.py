@@ -16,7 +16,8 @@ from jaxtyping import Float
 FORMAT = 2
 """The version of what is in the file."""
 
-Table = Float[np.ndarray, "rows columns"]
+History = Float[np.ndarray, "rows columns"]
+Record = Float[np.ndarray, "calls width"]
 
 
 class Checkpoint:
@@ -44,7 +45,7 @@ class Checkpoint:
         self._require_writable()
         self._sweep()
 
-    def save(self, state: Any, history: Table, tape: Table) -> None:
+    def save(self, state: Any, history: History, tape: Record) -> None:
         """Write all, then move it to its place: a kill at any moment leaves a whole file."""
         leaves = jax.tree.leaves(eqx.filter(state, _is_array))
         arrays: dict[str, Any] = {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
@@ -58,7 +59,7 @@ class Checkpoint:
             os.fsync(file.fileno())
         os.replace(self._temporary, self.path)
 
-    def load(self, like: Any) -> tuple[Any, Table, Table] | None:
+    def load(self, like: Any) -> tuple[Any, History, Record] | None:
         """The state, the history and the tape, or None if there is no file yet.
 
         Raises

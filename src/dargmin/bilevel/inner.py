@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -16,7 +17,7 @@ from dargmin.hypergradient import (
     hypergradient,
     hypergradient_in_mode,
 )
-from dargmin.linear import CG, Auto, prepare
+from dargmin.linear import CG, Auto, BlockDense, Dense, prepare
 from dargmin.methods import AbstractMethod
 from dargmin.modes import AbstractMode, Implicit
 from dargmin.problems import AbstractProblem, Composite, Objective
@@ -29,8 +30,9 @@ MOST_NUMBERS = 2**22
 
 class Evaluation(eqx.Module):
     """What is known at one θ: `theta` and `gradient` are floating leaves only, `error` is the
-    certified absolute error of the gradient, `value_error` how far φ(x) may be from φ(x*), and
-    costs that nobody counted are NaN."""
+    certified absolute error of the gradient, `value_error` how far φ(x) may be from φ(x*), `terms`
+    the size of what cancels in it (0 where it is not known), and costs that nobody counted are NaN.
+    """
 
     theta: Any
     x: Point
@@ -39,6 +41,7 @@ class Evaluation(eqx.Module):
     error: Float[Array, ""]
     scale: Float[Array, ""]
     value_error: Float[Array, ""]
+    terms: Float[Array, ""]
     status: Any
     inner_cost: Float[Array, ""]
     adjoint_cost: Float[Array, ""]
@@ -127,10 +130,23 @@ class Refined(AbstractInner):
             rtol=rtol, atol=atol, method=self.method, mode=self.mode, warm_start=warm, throw=False,
         )  # fmt: skip
         inner = h.cost.gradients + h.cost.products - h.cost.adjoint
-        found = _evaluation(h, theta, inner, h.cost.adjoint, jnp.nan)
+        terms = jnp.zeros(())
+        if h.warm_start is not None and self._iterates():
+            whole = eqx.combine(theta, self.fixed)
+            terms = _terms(self.problem, h.x, whole, h.warm_start.adjoint)
+        found = _evaluation(h, theta, inner, h.cost.adjoint, jnp.nan, terms)
         if memory is None or h.warm_start is None:
             return found, None
         return found, _following(memory, h.warm_start, theta)
+
+    def _iterates(self) -> bool:
+        """Whether the adjoint is only as exact as it has to be, and what cancels is known."""
+        d, solver = tree.size(self.x0), self.mode.linear_solver
+        auto = Auto() if solver is None else solver
+        direct = isinstance(auto, Dense | BlockDense)
+        if isinstance(auto, Auto):
+            direct = d <= auto.small * (auto.blocks or 1)
+        return not direct and not isinstance(self.problem, Composite)
 
     def _room(self) -> int:
         """How many pairs of conjugate gradients are worth keeping."""
@@ -175,7 +191,7 @@ class FixedSteps(AbstractInner):
             start = _effective_start(
                 self.problem, self.x0, memory, whole, h.certificate.residual, self.steps
             )
-        found = _evaluation(h, theta, h.cost.gradients, jnp.nan, start)
+        found = _evaluation(h, theta, h.cost.gradients, jnp.nan, start, jnp.zeros(()))
         return found, h.x if self.warm_start else self.x0
 
 
@@ -202,8 +218,22 @@ def _effective_start(
     return jnp.where(rate > 0, jnp.log(e_cold / e_warm) / rate, jnp.nan)
 
 
+@eqx.filter_jit
+def _terms(
+    problem: AbstractProblem, x: Point, theta: Parameters, adjoint: Point
+) -> Float[Array, ""]:
+    """‖∂_θFᵀ v‖ for a random v as long as λ: what ∂_θFᵀ λ would be if nothing cancelled in it, as
+    it does near an outer optimum. An error of λ does not cancel."""
+    problem = prepare(problem, x, theta)
+    dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
+    v = tree.random_like(x, seed=6)
+    v = tree.scale(tree.norm(adjoint) / jnp.maximum(tree.norm(v), jnp.finfo(tree.dtype(x)).tiny), v)
+    _, pullback = jax.vjp(lambda d: problem.residual(x, eqx.combine(d, static)), dynamic)
+    return tree.norm(pullback(v)[0])
+
+
 def _evaluation(
-    h: Hypergradient, theta: Any, inner: Any, adjoint: Any, effective_start: Any
+    h: Hypergradient, theta: Any, inner: Any, adjoint: Any, effective_start: Any, terms: Any
 ) -> Evaluation:
     kind = jnp.result_type(float)
     return Evaluation(
@@ -214,6 +244,7 @@ def _evaluation(
         error=h.certificate.absolute_error,
         scale=h.certificate.scale,
         value_error=_value_error(h),
+        terms=terms,
         status=h.status,
         inner_cost=jnp.asarray(inner, kind),
         adjoint_cost=jnp.asarray(adjoint, kind),

@@ -33,6 +33,9 @@ ATTEMPTS = 3
 ROUNDINGS = 10
 """How many ε of φ two values may differ by without a reason."""
 
+SLACK = 10
+"""By how much less exact than its terms ask for a gradient may be before it is taken again."""
+
 NEAR = 1e-4
 """Of the length of θ: as far away, the curvature at a stationary start is looked at."""
 
@@ -192,12 +195,11 @@ class Loop:
             return True  # the bounds hold θ, whatever the error
         # A zero that is not known any better, and makes no difference that φ could show.
         length = float(np.linalg.norm(as_vector(found.theta))) or 1.0
-        return slope <= error and error * length <= self.noise(found, found)
+        return slope <= error and error * length <= _rounding(found.value)
 
     def noise(self, a: Evaluation, b: Evaluation) -> float:
         """How much of φ(b) - φ(a) may be rounding, and inner solutions that are not exact."""
-        eps = float(jnp.finfo(a.value.dtype).eps)
-        rounded = ROUNDINGS * eps * max(abs(float(a.value)), abs(float(b.value)))
+        rounded = max(_rounding(a.value), _rounding(b.value))
         return rounded + float(a.value_error) + float(b.value_error)
 
     def result(self) -> BilevelSolution | None:
@@ -228,18 +230,34 @@ class Loop:
         """Made more accurate until its direction can be used."""
         rtol = self.sharper * (self.fraction if self.rtol is None else self.rtol)
         allowed = DESCENT if self.rtol is not None else self.sharper * self.fraction
+        tolerated, used = 0.0, rtol
+        if self.current is not None:
+            tolerated = DESCENT * self._tolerated(self.current)
+            used = rtol * self._share(self.current)
         for _ in range(ATTEMPTS):
-            atol = 0.0 if self.current is None else DESCENT * self._tolerated(self.current)
-            found, memory = self.inner.at(point, memory, rtol, atol)
+            atol = tolerated * min(1.0, 10 * used)
+            found, memory = self.inner.at(point, memory, used, atol)
             self.spent += [float(found.inner_cost), float(found.adjoint_cost), 1]
             wanted = allowed * self.slope(found)
-            near = float(found.error) <= max(wanted, atol)
-            if near or wanted == 0 or not self.inner.refines or not self._usable(found):
+            near = float(found.error) <= max(wanted, tolerated)
+            # What cancels was not as exact as what is left of it has to be.
+            share = min(rtol, max(wanted, tolerated) / (self._length(found) or 1.0))
+            share = share * self._share(found)
+            fine = used <= SLACK * share
+            done = wanted == 0 or not self.inner.refines or not self._usable(found)
+            if done or (near and fine):
                 break
             # What the bounds leave of the gradient is shorter than the gradient.
-            length = float(np.linalg.norm(as_vector(found.gradient)))
-            rtol = 0.5 * min(rtol, wanted / length)
+            used = min(0.5 * used, share)
         return found, memory
+
+    def _share(self, found: Evaluation) -> float:
+        """What is left of a gradient after its terms have cancelled, but for one part in 1e8."""
+        terms = float(found.terms)
+        return float(np.clip(self._length(found) / terms, 1e-8, 1)) if terms > 0 else 1.0
+
+    def _length(self, found: Evaluation) -> float:
+        return float(np.linalg.norm(as_vector(found.gradient)))
 
     def _usable(self, found: Evaluation) -> bool:
         finite = bool(jnp.isfinite(found.value) & tree.all_finite(found.gradient))
@@ -368,6 +386,10 @@ class Loop:
         )  # fmt: skip
 
 
+def _rounding(value: Float[Array, ""]) -> float:
+    return ROUNDINGS * float(jnp.finfo(value.dtype).eps) * abs(float(value))
+
+
 def _is_one_of(status: Any, statuses: tuple) -> bool:
     return any(bool(status == other) for other in statuses)
 
@@ -377,7 +399,7 @@ def _blank(loop: Loop, memory: Any, x: Point) -> State:
     zero, number = jnp.zeros(()), np.zeros(())
     value = jnp.zeros((), tree.dtype(x))
     nothing = Evaluation(
-        loop.like, x, value, loop.like, value, value, value, Status.ok, zero, zero, zero,
+        loop.like, x, value, loop.like, value, value, value, value, Status.ok, zero, zero, zero,
     )  # fmt: skip
     return State(
         nothing, nothing, memory, loop.optimizer_state, loop.pairs,
