@@ -76,6 +76,10 @@ class BilevelSolution(eqx.Module):
         The inner solution at theta.
     value : array
         φ(x, θ).
+    gradient : pytree like the floating leaves of theta0
+        dφ/dθ there.
+    error : array
+        The certified absolute error of the gradient.
     history : History
         A table: one row for the start, one for each outer step.
     status : Status
@@ -86,6 +90,8 @@ class BilevelSolution(eqx.Module):
     theta: Any
     x: Point
     value: Float[Array, ""]
+    gradient: Any
+    error: Float[Array, ""]
     history: History
     status: Any
 
@@ -329,8 +335,9 @@ class Loop:
 
     def _solution(self, at: Evaluation, status: Any) -> BilevelSolution:
         return BilevelSolution(
-            eqx.combine(at.theta, self.fixed), at.x, at.value, self.history, status
-        )
+            eqx.combine(at.theta, self.fixed), at.x, at.value, at.gradient, at.error,
+            self.history, status,
+        )  # fmt: skip
 
     def _status(self, best: Evaluation) -> Any:
         """That of the hypergradient, where more than its accuracy is at stake. Near a stationary

@@ -15,6 +15,7 @@ from dargmin.bilevel.checkpoint import Checkpoint
 from dargmin.bilevel.inner import AbstractInner, FixedSteps, Refined, probe
 from dargmin.bilevel.loop import BilevelSolution, Finished, Loop
 from dargmin.bilevel.optimizers import as_optimizer
+from dargmin.linear import prepare
 from dargmin.methods import AbstractMethod
 from dargmin.modes import AbstractMode, Implicit
 from dargmin.modes.base import is_whole
@@ -122,7 +123,6 @@ def minimize(
     theta = tree.strong(theta)
     if not jax.tree.leaves(theta):
         raise ValueError("theta0 has no floating-point leaf to minimise over.")
-    _check_functions(outer, problem, x0, eqx.combine(theta, fixed))
     box, chosen = Box(theta, bounds), as_optimizer(optimizer)
     inner = _inner(
         outer, problem, x0, fixed, method, mode, inner_steps, warm_start
@@ -132,17 +132,15 @@ def minimize(
         steps=steps, rtol=accuracy, gtol=_tolerance(gtol, x0), fraction=chosen.fraction, callback=callback,
     )  # fmt: skip
     loop.optimizer_state = chosen.init(theta)
-    loop.save_to(_checkpoint(checkpoint, loop, chosen, outer, problem, x0, theta0), x0)
     try:
+        loop.save_to(_checkpoint(checkpoint, loop, chosen, outer, problem, x0, theta0), x0)
         loop.stop_if_finished()
         chosen.run(loop)
         loop.stuck = True
     except Finished:
         pass
     except BaseException as interrupt:
-        interrupt.result = loop.result()  # pyright: ignore[reportAttributeAccessIssue]
-        if interrupt.result is not None:  # pyright: ignore[reportAttributeAccessIssue]
-            interrupt.add_note("dargmin.bilevel: the result so far is on this error's `.result`.")
+        _explain(interrupt, loop, outer, problem, x0, eqx.combine(theta, fixed))
         raise
     finally:
         loop.display.close()
@@ -221,10 +219,20 @@ def _checkpoint(
     return Checkpoint(path, label, probes)
 
 
-def _check_functions(outer: Callable, problem: AbstractProblem, x0: Point, theta: Any) -> None:
-    """Raise a ValueError that names x0, `outer` or the problem, whichever does not fit.
+def _explain(
+    error: BaseException, loop: Loop, outer: Callable, problem: Any, x0: Point, theta: Any
+) -> None:
+    """Say what does not fit, if nothing could be evaluated; else add the result so far."""
+    result = loop.result()
+    if result is not None:
+        error.result = result  # pyright: ignore[reportAttributeAccessIssue]
+        error.add_note("dargmin.bilevel: the result so far is on this error's `.result`.")
+    elif isinstance(error, TypeError | ValueError | IndexError | KeyError | AttributeError):
+        _check_functions(outer, problem, x0, theta)
 
-    A function that cannot be traced at all says so itself, later and better."""
+
+def _check_functions(outer: Callable, problem: AbstractProblem, x0: Point, theta: Any) -> None:
+    """Raise a ValueError that names x0, `outer` or the problem, whichever does not fit."""
     structure = lambda t: jax.tree.map(lambda u: u.shape, t)
     try:
         value = eqx.filter_eval_shape(outer, x0, theta)
@@ -242,17 +250,22 @@ def _check_functions(outer: Callable, problem: AbstractProblem, x0: Point, theta
             "mean of what it returns."
         )
     try:
-        residual = eqx.filter_eval_shape(lambda p: p.residual(x0, theta), problem)
+        residual = eqx.filter_eval_shape(_residual, problem, x0, theta)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         raise ValueError(
             f"The problem cannot be evaluated at (x0, theta0) ({_first_line(error)}). Check the "
-            f"shape of x0, {structure(x0)}, and of theta0, {structure(eqx.filter(theta, eqx.is_array))}."
+            f"shape of x0, {structure(x0)}, and of theta0, "
+            f"{structure(eqx.filter(theta, eqx.is_array))}."
         ) from error
     if structure(residual) != structure(x0):
         raise ValueError(
             f"x0 has shape {structure(x0)}, but the problem's residual there has "
             f"{structure(residual)}. Give an x0 like the solution."
         )
+
+
+def _residual(problem: AbstractProblem, x: Point, theta: Parameters) -> Point:
+    return prepare(problem, x, theta).residual(x, theta)
 
 
 def _first_line(error: Exception) -> str:
