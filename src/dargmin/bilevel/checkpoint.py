@@ -75,11 +75,11 @@ class Checkpoint:
         self._compare(stored)
         dynamic, static = eqx.partition(like, _is_array)
         leaves, treedef = jax.tree.flatten(dynamic)
-        found = [stored.get(f"leaf_{i}") for i in range(len(leaves))]
+        names = [f"leaf_{i}" for i in range(len(leaves))]
         extra = f"leaf_{len(leaves)}" in stored
-        whole = all(f is not None for f in found) and {"history", "tape"} <= stored.keys()
-        if extra or not whole:
+        if extra or not {"history", "tape", *names} <= stored.keys():
             raise self._unusable("parts of it are missing, or not its own")
+        found = [stored[name] for name in names]
         if not all(map(_alike, leaves, found)):
             raise self._other("the state of the optimizer or of the warm start has other shapes")
         # What is NumPy's stays float64, whatever JAX does.
@@ -97,10 +97,11 @@ class Checkpoint:
 
     def _read(self) -> dict[str, np.ndarray]:
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
+            with self.path.open("rb") as file:
+                arrays = np.load(file, allow_pickle=False)
+                if not isinstance(arrays, np.lib.npyio.NpzFile):
                     raise ValueError("it is a single array")
-                stored = dict(file)
+                stored = dict(arrays)
             if "label" in stored:
                 label = json.loads(str(stored["label"]))
                 if not isinstance(label, dict):

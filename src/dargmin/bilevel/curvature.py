@@ -1,4 +1,4 @@
-"""What the last steps show of the curvature of φ: how far θ still is from where it is stationary."""
+"""What the last steps show of the curvature of φ: how far θ is from where it is stationary."""
 
 from typing import Any
 
@@ -76,7 +76,9 @@ class Pairs(eqx.Module):
         ]
         if not pairs or pairs[-1][2] <= 0:
             return np.inf
-        return float(np.sqrt(_newton_decrement(pairs, gradient * free) / self._largest(theta, free)))
+        return float(
+            np.sqrt(_newton_decrement(pairs, gradient * free) / self._largest(theta, free))
+        )
 
     def _largest(self, theta: Vector, free: Bool[np.ndarray, " p"]) -> float:
         """The largest ‖y‖² / sᵀy of the steps that were taken nearby, and of the last one."""

@@ -33,6 +33,9 @@ ATTEMPTS = 3
 ROUNDINGS = 10
 """How many ε of φ two values may differ by without a reason."""
 
+HUGE = 1e150
+"""A gradient as long as that is as good as infinite: φ falls, or rises, without end."""
+
 SLACK = 10
 """By how much less exact than its terms ask for a gradient may be before it is taken again."""
 
@@ -147,8 +150,7 @@ class Loop:
         if warm and not (self._usable(found) and self._certified(found) and self._agrees(found)):
             found, memory = self._refined(point, self.inner.begin(self.like))
         if not self._usable(found):
-            finite = bool(jnp.isfinite(found.value) & tree.all_finite(found.gradient))
-            self.failure = found.status if finite else Status.nonfinite
+            self.failure = found.status if _finite(found) else Status.nonfinite
             self.best = found if self.best is None else self.best
             raise FailedTrial(found.theta)
         self.memory = memory
@@ -244,14 +246,14 @@ class Loop:
             atol = tolerated * min(1.0, 10 * used)
             found, memory = self.inner.at(point, memory, used, atol)
             self.spent += [float(found.inner_cost), float(found.adjoint_cost), 1]
+            if not self.inner.refines or not self._usable(found):
+                break
             wanted = allowed * self.slope(found)
             near = float(found.error) <= max(wanted, tolerated)
             # What cancels was not as exact as what is left of it has to be.
             share = min(rtol, max(wanted, tolerated) / (self._length(found) or 1.0))
             share = share * self._share(found)
-            fine = used <= SLACK * share
-            done = wanted == 0 or not self.inner.refines or not self._usable(found)
-            if done or (near and fine):
+            if wanted == 0 or (near and used <= SLACK * share):
                 break
             # What the bounds leave of the gradient is shorter than the gradient.
             used = min(0.5 * used, share)
@@ -266,7 +268,7 @@ class Loop:
         return float(np.linalg.norm(as_vector(found.gradient)))
 
     def _usable(self, found: Evaluation) -> bool:
-        finite = bool(jnp.isfinite(found.value) & tree.all_finite(found.gradient))
+        finite = _finite(found)
         usable = (Status.ok, Status.accuracy_not_reached, Status.weakly_active)
         # After a fixed number of steps even a certificate that failed is only recorded.
         return finite and (not self.inner.refines or _is_one_of(found.status, usable))
@@ -391,6 +393,11 @@ class Loop:
             self.current, self.best, self.memory, self.optimizer_state, self.pairs,
             np.asarray(self.step), *numbers,
         )  # fmt: skip
+
+
+def _finite(found: Evaluation) -> bool:
+    """Whether value and gradient are finite, and the squares of the gradient too."""
+    return bool(jnp.isfinite(found.value) & (tree.max_norm(found.gradient) < HUGE))
 
 
 def _rounding(value: Float[Array, ""]) -> float:

@@ -124,12 +124,11 @@ def minimize(
     if not jax.tree.leaves(theta):
         raise ValueError("theta0 has no floating-point leaf to minimise over.")
     box, chosen = Box(theta, bounds), as_optimizer(optimizer)
-    inner = _inner(
-        outer, problem, x0, fixed, method, mode, inner_steps, warm_start
-    )
+    inner = _inner(outer, problem, x0, fixed, method, mode, inner_steps, warm_start)
     loop = Loop(
         inner, theta, fixed, box,
-        steps=steps, rtol=accuracy, gtol=_tolerance(gtol, x0), fraction=chosen.fraction, callback=callback,
+        steps=steps, rtol=accuracy, gtol=_tolerance(gtol, x0), fraction=chosen.fraction,
+        callback=callback,
     )  # fmt: skip
     loop.optimizer_state = chosen.init(theta)
     try:

@@ -100,7 +100,7 @@ class LBFGSB(AbstractOptimizer):
 
     @property
     def label(self) -> str:
-        return repr(self)
+        return f"LBFGSB(memory={self.memory}, ftol={self.ftol})"
 
     def init(self, theta: Any) -> Retreat:
         return _retreat(as_vector(theta), np.inf, RETREATS, 0)

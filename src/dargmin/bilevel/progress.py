@@ -9,6 +9,9 @@ from typing import Any
 PATIENCE = 1.5
 """Seconds before anything is shown."""
 
+WIDTH = 78
+"""Of a line: with the spinner it fits on 80 columns."""
+
 
 @functools.cache
 def console() -> Any:
@@ -38,6 +41,7 @@ class Display:
             f"gradient {row['gradient_norm']:.0e}  error {row['error']:.0e}  "
             f"cost {self.cost:.2g}"
         )
+        text = text[:WIDTH]
         if self.line is None:
             self.line = console().status(text)
             self.line.start()
