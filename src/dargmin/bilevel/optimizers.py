@@ -21,6 +21,9 @@ from dargmin.modes.base import is_whole
 RETREATS = 10
 """How often a run of SciPy's may begin anew where the inner side failed."""
 
+FIRST = 0.1
+"""How far the first trial goes where all of θ is bounded, if the bounds let it; else that is 1."""
+
 SHARPER = (1e-2, 1e-4)
 """Times the usual error of a gradient, where a line search finds nothing."""
 
@@ -162,8 +165,8 @@ class Search:
     from the tape as far as that goes; `known` is the evaluation there, if it is as accurate as
     the rest of the run will be.
 
-    SciPy is told differences of φ from the start, over the length of the first gradient: neither a
-    constant in φ nor its unit changes what it does."""
+    SciPy is told differences of φ from the start, in units in which the first gradient has a given
+    length: neither a constant in φ nor its unit changes what it does."""
 
     def __init__(self, optimizer: LBFGSB, loop: Loop, known: Evaluation | None):
         self.optimizer, self.loop, self.known = optimizer, loop, known
@@ -245,7 +248,7 @@ class Search:
 
     def _unit(self, theta: Vector, gradient: Vector) -> float:
         size = float(np.linalg.norm(self.loop.box.projected(theta, gradient)))
-        return size if 0 < size < np.inf else 1.0
+        return size / FIRST if 0 < size < np.inf else 1.0
 
 
 def _retreat(start: Vector, reach: float, retreats: int, sharpenings: int) -> Retreat:
