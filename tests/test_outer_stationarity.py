@@ -88,6 +88,12 @@ def test_a_start_that_is_stationary_or_an_outer_function_that_is_constant_is_see
     assert constant.ok and len(constant.history) == 1
 
 
+def test_a_start_on_a_hill_is_no_minimum_although_its_gradient_is_zero():
+    s = minimize(lambda x, t: -jnp.sum((x - 1) ** 2), AIM, jnp.zeros(2), jnp.ones(2),
+                 optimizer="lbfgs", steps=9, throw=False)  # fmt: skip
+    assert s.status == Status.not_positive_definite
+
+
 def test_a_distance_is_that_of_newton_in_the_metric_of_the_largest_curvature():
     H, least = np.diag([1.0, 100.0]), np.asarray([3.0, 4.0])
     pairs, theta = Pairs.none(2), np.zeros(2)

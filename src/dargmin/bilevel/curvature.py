@@ -59,6 +59,11 @@ class Pairs(eqx.Module):
             push(self.steps, step), push(self.changes, change), theta, gradient, np.asarray(error)
         )
 
+    @property
+    def concave(self) -> bool:
+        """Whether the curvature along the last step is negative."""
+        return bool(self.steps[-1] @ self.changes[-1] < 0)
+
     def distance(self, theta: Vector, gradient: Vector, free: Bool[np.ndarray, " p"]) -> float:
         """√(gᵀB⁻¹g / L): how far the minimum is, in the metric of the curvature B of the last
         steps relative to its largest L nearby; infinite where they show none, or a negative one.

@@ -19,22 +19,14 @@ from dargmin.bilevel.checkpoint import Checkpoint
 from dargmin.bilevel.curvature import Pairs
 from dargmin.bilevel.history import History
 from dargmin.bilevel.inner import AbstractInner, Evaluation
+from dargmin.bilevel.judge import DESCENT, Judge, is_finite, is_one_of
 from dargmin.bilevel.progress import Display
 from dargmin.bilevel.tape import Tape
 from dargmin.status import Status, is_ok
 from dargmin.types import Point
 
-DESCENT = 1 / 3
-"""True errors are at most three times the certified ones: below this fraction, -g descends."""
-
 ATTEMPTS = 3
 """How often a hypergradient is made more accurate before its θ is given up."""
-
-ROUNDINGS = 10
-"""How many ε of φ two values may differ by without a reason."""
-
-HUGE = 1e150
-"""A gradient as long as that is as good as infinite: φ falls, or rises, without end."""
 
 SLACK = 10
 """By how much less exact than its terms ask for a gradient may be before it is taken again."""
@@ -120,7 +112,7 @@ class Loop:
         callback: Callable | None,
     ):
         self.inner, self.like, self.fixed, self.box = inner, theta, fixed, box
-        self.steps, self.rtol, self.gtol, self.fraction = steps, rtol, gtol, fraction
+        self.steps, self.rtol, self.fraction = steps, rtol, fraction
         self.callback = callback
         self.start = as_vector(theta)
         self.current: Evaluation | None = None
@@ -131,8 +123,8 @@ class Loop:
         self.memory = inner.begin(theta)
         self.optimizer_state: Any = None
         self.tape = Tape(self.start.size)
-        self.pairs = Pairs.none(self.start.size)
-        self.step, self.largest, self.sharper = -1, 0.0, 1.0
+        self.judge = Judge(box, self.start.size, gtol, refines=inner.refines)
+        self.step, self.sharper = -1, 1.0
         self.history, self.checkpoint, self.display = History(), None, Display(steps)
         self.begin = time.perf_counter()
         self.spent = np.zeros(3)
@@ -147,10 +139,10 @@ class Loop:
         point = from_vector(theta, self.like)
         found, memory = self._refined(point, self.memory)
         warm = self.inner.refines and self.memory is not None and len(self.history) > 0
-        if warm and not (self._usable(found) and self._certified(found) and self._agrees(found)):
+        if warm and not self.judge.convincing(found, self.current):
             found, memory = self._refined(point, self.inner.begin(self.like))
-        if not self._usable(found):
-            self.failure = found.status if _finite(found) else Status.nonfinite
+        if not self.judge.usable(found):
+            self.failure = found.status if is_finite(found) else Status.nonfinite
             self.best = found if self.best is None else self.best
             raise FailedTrial(found.theta)
         self.memory = memory
@@ -170,9 +162,9 @@ class Loop:
             moved = np.linalg.norm(theta - as_vector(self.current.theta))
         self.step += 1
         self.current = found
-        self.largest = max(self.largest, float(np.linalg.norm(theta)))
-        self._learn(found)
-        if self._improves(found):
+        self.judge.largest = max(self.judge.largest, float(np.linalg.norm(theta)))
+        self.judge.learn(found)
+        if self.judge.improves(found, self.best):
             self.best = found
         self._record(found, float(moved))
         self.stop_if_finished()
@@ -181,34 +173,15 @@ class Loop:
         """Raise `Finished` if nothing is left to do after the current step."""
         if self.current is None:
             return
-        if self.inner.refines and self.steps and not self._certified(self.current):
-            self._look_around(self.current)
-            if not self._certified(self.current):
+        at = self.current
+        if self.inner.refines and self.steps:
+            if self.step == 0 and not (self.judge.descends(at) or self.judge.held(at)):
+                self._look_around(at)
+            if not self.judge.certified(at):
                 self.failure = Status.accuracy_not_reached
-        if self.failure is not None or self.stationary(self.current) or self.step >= self.steps:
+        finished = self.judge.stationary(at) or self.step >= self.steps
+        if self.failure is not None or finished:
             raise Finished
-
-    def slope(self, found: Evaluation) -> float:
-        """The norm of the gradient, projected on what the bounds allow."""
-        g = self.box.projected(as_vector(found.theta), as_vector(found.gradient))
-        return float(np.linalg.norm(g))
-
-    def stationary(self, found: Evaluation) -> bool:
-        """√(gᵀB⁻¹g / L) ≤ gtol ‖θ‖, and g known as well as that: see `Pairs.distance`. Of a θ that
-        goes to zero, the largest θ so far is what counts, gtol times."""
-        slope, error = self.slope(found), float(found.error)
-        if max(slope, error) <= self._tolerated(found):
-            return True
-        if slope == 0 and error <= DESCENT * float(tree.norm(found.gradient)):
-            return True  # the bounds hold θ, whatever the error
-        # A zero that is not known any better, and makes no difference that φ could show.
-        length = float(np.linalg.norm(as_vector(found.theta))) or 1.0
-        return slope <= error and error * length <= _rounding(found.value)
-
-    def noise(self, a: Evaluation, b: Evaluation) -> float:
-        """How much of φ(b) - φ(a) may be rounding, and inner solutions that are not exact."""
-        rounded = max(_rounding(a.value), _rounding(b.value))
-        return rounded + float(a.value_error) + float(b.value_error)
 
     def result(self) -> BilevelSolution | None:
         """What there is, or None before the first evaluation."""
@@ -229,8 +202,8 @@ class Loop:
         state, rows, tape = stored
         self.current, self.best, self.memory = state.current, state.best, state.memory
         self.optimizer_state, self.step = state.optimizer, int(state.step)
-        self.largest, self.sharper = float(state.largest), float(state.sharper)
-        self.pairs, self.tape = state.pairs, Tape(self.start.size, tape)
+        self.judge.largest, self.sharper = float(state.largest), float(state.sharper)
+        self.judge.pairs, self.tape = state.pairs, Tape(self.start.size, tape)
         self.begin -= float(state.time)
         self.history = History(rows)
 
@@ -240,63 +213,27 @@ class Loop:
         allowed = DESCENT if self.rtol is not None else self.sharper * self.fraction
         tolerated, used = 0.0, rtol
         if self.current is not None:
-            tolerated = DESCENT * self._tolerated(self.current)
-            used = rtol * self._share(self.current)
+            tolerated = DESCENT * self.judge.tolerated(self.current)
+            used = rtol * self.judge.share(self.current)
         for _ in range(ATTEMPTS):
             atol = tolerated * min(1.0, 10 * used)
             found, memory = self.inner.at(point, memory, used, atol)
             self.spent += [float(found.inner_cost), float(found.adjoint_cost), 1]
-            if not self.inner.refines or not self._usable(found):
+            if not self.inner.refines or not self.judge.usable(found):
                 break
-            wanted = allowed * self.slope(found)
+            wanted = allowed * self.judge.slope(found)
             near = float(found.error) <= max(wanted, tolerated)
             # What cancels was not as exact as what is left of it has to be.
-            share = min(rtol, max(wanted, tolerated) / (self._length(found) or 1.0))
-            share = share * self._share(found)
+            share = min(rtol, max(wanted, tolerated) / (self.judge.length(found) or 1.0))
+            share = share * self.judge.share(found)
             if wanted == 0 or (near and used <= SLACK * share):
                 break
             # What the bounds leave of the gradient is shorter than the gradient.
             used = min(0.5 * used, share)
         return found, memory
 
-    def _share(self, found: Evaluation) -> float:
-        """What is left of a gradient after its terms have cancelled, but for one part in 1e8."""
-        terms = float(found.terms)
-        return float(np.clip(self._length(found) / terms, 1e-8, 1)) if terms > 0 else 1.0
-
-    def _length(self, found: Evaluation) -> float:
-        return float(np.linalg.norm(as_vector(found.gradient)))
-
-    def _usable(self, found: Evaluation) -> bool:
-        finite = _finite(found)
-        usable = (Status.ok, Status.accuracy_not_reached, Status.weakly_active)
-        # After a fixed number of steps even a certificate that failed is only recorded.
-        return finite and (not self.inner.refines or _is_one_of(found.status, usable))
-
-    def _agrees(self, found: Evaluation) -> bool:
-        """Whether φ does not rise where both gradients say that it falls all the way, nor the
-        other way round, by more than their errors and those of the values allow."""
-        current = self.current
-        if current is None:
-            return True
-        step = as_vector(found.theta) - as_vector(current.theta)
-        slopes = [float(as_vector(e.gradient) @ step) for e in (current, found)]
-        observed = float(found.value) - float(current.value)
-        error = float(current.error) + float(found.error)
-        doubt = self.noise(current, found) + error * float(np.linalg.norm(step))
-        rises, falls = observed > doubt, observed < -doubt
-        return not ((max(slopes) < 0 and rises) or (min(slopes) > 0 and falls))
-
-    def _learn(self, found: Evaluation) -> None:
-        """The curvature along the way to `found`."""
-        self.pairs = self.pairs.following(
-            as_vector(found.theta), as_vector(found.gradient), float(found.error)
-        )
-
     def _look_around(self, found: Evaluation) -> None:
         """The curvature at a start that is stationary as far as can be seen: no step shows it."""
-        if np.any(self.pairs.changes):
-            return
         theta, gradient = as_vector(found.theta), as_vector(found.gradient)
         away = gradient if np.any(gradient) else np.ones_like(gradient)
         away = NEAR * (float(np.linalg.norm(theta)) or 1.0) * away / float(np.linalg.norm(away))
@@ -305,35 +242,13 @@ class Loop:
             if np.array_equal(beside, theta):
                 continue
             try:
-                self._learn(self.evaluate(beside))
+                self.judge.learn(self.evaluate(beside))
             except FailedTrial:
                 self.failure = None
+            if self.judge.pairs.concave:
+                self.failure = Status.not_positive_definite
             self.memory = memory
             return
-
-    def _improves(self, found: Evaluation) -> bool:
-        """Whether it is better than the best so far: lower; or no higher than can be told, and
-        less steep."""
-        # Values of inner iterates that have not converged do not compare: there, the last counts.
-        if self.best is None or not self.inner.refines:
-            return True
-        change = float(found.value) - float(self.best.value)
-        if abs(change) <= self.noise(found, self.best):
-            return self.slope(found) <= self.slope(self.best)
-        return not change >= 0
-
-    def _tolerated(self, found: Evaluation) -> float:
-        """The length of a gradient along that at `found` with which θ would be stationary."""
-        theta, gradient = as_vector(found.theta), as_vector(found.gradient)
-        free = ~self.box.held(theta, gradient)
-        along = gradient * free
-        if not np.any(along):
-            along = self.pairs.changes[-1] * free
-        distance = self.pairs.distance(theta, along, free)
-        if not (0 < distance < np.inf):
-            return 0.0
-        length = max(float(np.linalg.norm(theta)), self.gtol * self.largest)
-        return float(np.linalg.norm(along)) * self.gtol * length / distance
 
     def _solution(self, at: Evaluation, status: Any) -> BilevelSolution:
         return BilevelSolution(
@@ -344,28 +259,23 @@ class Loop:
     def _status(self, best: Evaluation) -> Any:
         """That of the hypergradient, where more than its accuracy is at stake. Near a stationary
         point no relative accuracy can be reached, and none is needed."""
-        accuracy = _is_one_of(best.status, (Status.ok, Status.accuracy_not_reached))
-        negligible = float(best.error) <= self._tolerated(best)
+        accuracy = is_one_of(best.status, (Status.ok, Status.accuracy_not_reached))
+        negligible = float(best.error) <= self.judge.tolerated(best)
         asked = not accuracy or (self.rtol is not None and not negligible)
         if asked and not bool(best.status == Status.ok):
             return best.status
-        if not self._certified(best):
+        if not self.judge.certified(best):
             return Status.accuracy_not_reached
-        found = self.settled or self.steps == 0 or self.stationary(best)
+        found = self.settled or self.steps == 0 or self.judge.stationary(best)
         unfinished = Status.accuracy_not_reached if self.stuck else Status.steps_spent
         return Status.ok if found else unfinished
-
-    def _certified(self, found: Evaluation) -> bool:
-        """Whether the direction descends, or θ is stationary as far as rounding lets us see."""
-        descends = float(found.error) <= DESCENT * self.slope(found)
-        return descends or self.stationary(found)
 
     def _record(self, found: Evaluation, moved: float) -> None:
         scale = float(found.scale)
         row = {
             "step": self.step,
             "value": float(found.value),
-            "gradient_norm": self.slope(found),
+            "gradient_norm": self.judge.slope(found),
             "error": float(found.error) / scale if scale > 0 else 0.0,
             "inner_cost": self.spent[0],
             "adjoint_cost": self.spent[1],
@@ -388,24 +298,11 @@ class Loop:
     def _state(self) -> State:
         assert self.current is not None and self.best is not None
         elapsed = time.perf_counter() - self.begin
-        numbers = (np.asarray(n) for n in (self.largest, self.sharper, elapsed))
+        numbers = (np.asarray(n) for n in (self.judge.largest, self.sharper, elapsed))
         return State(
-            self.current, self.best, self.memory, self.optimizer_state, self.pairs,
+            self.current, self.best, self.memory, self.optimizer_state, self.judge.pairs,
             np.asarray(self.step), *numbers,
         )  # fmt: skip
-
-
-def _finite(found: Evaluation) -> bool:
-    """Whether value and gradient are finite, and the squares of the gradient too."""
-    return bool(jnp.isfinite(found.value) & (tree.max_norm(found.gradient) < HUGE))
-
-
-def _rounding(value: Float[Array, ""]) -> float:
-    return ROUNDINGS * float(jnp.finfo(value.dtype).eps) * abs(float(value))
-
-
-def _is_one_of(status: Any, statuses: tuple) -> bool:
-    return any(bool(status == other) for other in statuses)
 
 
 def _blank(loop: Loop, memory: Any, x: Point) -> State:
@@ -416,6 +313,6 @@ def _blank(loop: Loop, memory: Any, x: Point) -> State:
         loop.like, x, value, loop.like, value, value, value, value, Status.ok, zero, zero, zero,
     )  # fmt: skip
     return State(
-        nothing, nothing, memory, loop.optimizer_state, loop.pairs,
+        nothing, nothing, memory, loop.optimizer_state, loop.judge.pairs,
         np.asarray(0), number, number, number,
     )  # fmt: skip

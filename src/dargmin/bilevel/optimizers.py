@@ -240,7 +240,7 @@ class Search:
             self.at = found
             return 0.0
         change = float(found.value) - float(self.at.value)
-        if abs(change) <= self.loop.noise(self.at, found):
+        if abs(change) <= self.loop.judge.noise(self.at, found):
             step = as_vector(found.theta) - as_vector(self.at.theta)
             mean = 0.5 * (as_vector(found.gradient) + as_vector(self.at.gradient))
             change = float(mean @ step)
