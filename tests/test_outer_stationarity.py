@@ -88,6 +88,21 @@ def test_a_start_that_is_stationary_or_an_outer_function_that_is_constant_is_see
     assert constant.ok and len(constant.history) == 1
 
 
+def test_flat_directions_are_followed_to_their_minimum_too():
+    # what the last steps have not met counts as the flattest that they have
+    weights = jnp.geomspace(1, 1e-8, 6)
+    s = minimize(lambda x, t: jnp.sum(weights * (x - 2) ** 2), AIM, jnp.zeros(6),
+                 jnp.full(6, -1.0), optimizer="lbfgs", steps=200)  # fmt: skip
+    assert s.ok and s.value < 1e-11  # gtol² of ½ L ‖θ‖²
+    assert_allclose(s.theta[:4], 2, atol=1e-4)
+
+
+def test_a_loop_that_diverges_leaves_the_best_theta_and_no_success():
+    s = aim(optax.sgd(1.5), start=3.0, steps=60)
+    assert s.status == Status.steps_spent
+    assert_allclose(s.theta, 3.0)
+
+
 def test_a_start_on_a_hill_is_no_minimum_although_its_gradient_is_zero():
     s = minimize(lambda x, t: -jnp.sum((x - 1) ** 2), AIM, jnp.zeros(2), jnp.ones(2),
                  optimizer="lbfgs", steps=9, throw=False)  # fmt: skip

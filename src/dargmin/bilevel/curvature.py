@@ -98,14 +98,14 @@ class Pairs(eqx.Module):
 
 
 def _newton_decrement(pairs: list[tuple[Vector, Vector, float]], gradient: Vector) -> float:
-    """gᵀB⁻¹g by the two loops, over the pairs of positive curvature."""
+    """gᵀB⁻¹g by the two loops, over the pairs of positive curvature; where they have not been, B is
+    the smallest curvature sᵀy / sᵀs that they have met."""
     pairs = [pair for pair in pairs if pair[2] > 0]
     q, weights = gradient.copy(), []
     for s, y, along in reversed(pairs):
         weights.append(float(s @ q) / along)
         q = q - weights[-1] * y
-    _, y, along = pairs[-1]
-    r = along / float(y @ y) * q
+    r = max(float(s @ s) / along for s, _, along in pairs) * q
     for (s, y, along), weight in zip(pairs, reversed(weights), strict=True):
         r = r + (weight - float(y @ r) / along) * s
     return max(float(gradient @ r), 0.0)

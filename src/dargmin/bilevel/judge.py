@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dargmin import tree
-from dargmin.bilevel.box import Box, as_vector
-from dargmin.bilevel.curvature import Pairs
+from dargmin.bilevel.box import Box, Vector, as_vector
+from dargmin.bilevel.curvature import NEARBY, Pairs
 from dargmin.bilevel.inner import Evaluation
 from dargmin.status import Status
 
@@ -28,13 +28,11 @@ class Judge:
     Attributes
     ----------
     pairs : Pairs
-        The curvature along the last steps.
-    largest : float
-        The largest ‖θ‖ so far."""
+        The curvature along the last steps."""
 
-    def __init__(self, box: Box, size: int, gtol: float, *, refines: bool):
+    def __init__(self, box: Box, start: Vector, gtol: float, *, refines: bool):
         self.box, self.gtol, self.refines = box, gtol, refines
-        self.pairs, self.largest = Pairs.none(size), 0.0
+        self.pairs, self.start = Pairs.none(start.size), float(np.linalg.norm(start))
 
     def usable(self, found: Evaluation) -> bool:
         """Whether the inner side did not fail."""
@@ -66,8 +64,8 @@ class Judge:
         return self.descends(found) or self.stationary(found)
 
     def stationary(self, found: Evaluation) -> bool:
-        """√(gᵀB⁻¹g / L) ≤ gtol ‖θ‖, and g known as well as that: see `Pairs.distance`. Of a θ that
-        goes to zero, the largest θ so far is what counts, gtol times."""
+        """√(gᵀB⁻¹g / L) ≤ gtol ‖θ‖, and g known as well as that: see `Pairs.distance`. Where θ goes
+        to zero, ‖θ‖ is replaced by gtol ‖θ₀‖."""
         slope, error = self.slope(found), float(found.error)
         if max(slope, error) <= self.tolerated(found):
             return True
@@ -76,6 +74,12 @@ class Judge:
         # A zero that is not known any better, and makes no difference that φ could show.
         length = float(np.linalg.norm(as_vector(found.theta))) or 1.0
         return slope <= error and error * length <= _rounding(found.value)
+
+    def nearby(self, found: Evaluation) -> bool:
+        """Whether the curvature of the last steps is that at `found`."""
+        theta = as_vector(found.theta)
+        away = float(np.linalg.norm(self.pairs.theta - theta))
+        return away <= NEARBY * float(np.linalg.norm(theta))
 
     def tolerated(self, found: Evaluation) -> float:
         """The length of a gradient along that at `found` with which θ would be stationary."""
@@ -87,7 +91,7 @@ class Judge:
         distance = self.pairs.distance(theta, along, free)
         if not (0 < distance < np.inf):
             return 0.0
-        length = max(float(np.linalg.norm(theta)), self.gtol * self.largest)
+        length = max(float(np.linalg.norm(theta)), self.gtol * self.start)
         return float(np.linalg.norm(along)) * self.gtol * length / distance
 
     def noise(self, a: Evaluation, b: Evaluation) -> float:

@@ -56,7 +56,6 @@ class State(eqx.Module):
     optimizer: Any
     pairs: Pairs
     step: Int[np.ndarray, ""]
-    largest: Float[np.ndarray, ""]
     sharper: Float[np.ndarray, ""]
     time: Float[np.ndarray, ""]
 
@@ -123,7 +122,7 @@ class Loop:
         self.memory = inner.begin(theta)
         self.optimizer_state: Any = None
         self.tape = Tape(self.start.size)
-        self.judge = Judge(box, self.start.size, gtol, refines=inner.refines)
+        self.judge = Judge(box, self.start, gtol, refines=inner.refines)
         self.step, self.sharper = -1, 1.0
         self.history, self.checkpoint, self.display = History(), None, Display(steps)
         self.begin = time.perf_counter()
@@ -162,7 +161,6 @@ class Loop:
             moved = np.linalg.norm(theta - as_vector(self.current.theta))
         self.step += 1
         self.current = found
-        self.judge.largest = max(self.judge.largest, float(np.linalg.norm(theta)))
         self.judge.learn(found)
         if self.judge.improves(found, self.best):
             self.best = found
@@ -202,7 +200,7 @@ class Loop:
         state, rows, tape = stored
         self.current, self.best, self.memory = state.current, state.best, state.memory
         self.optimizer_state, self.step = state.optimizer, int(state.step)
-        self.judge.largest, self.sharper = float(state.largest), float(state.sharper)
+        self.sharper = float(state.sharper)
         self.judge.pairs, self.tape = state.pairs, Tape(self.start.size, tape)
         self.begin -= float(state.time)
         self.history = History(rows)
@@ -266,7 +264,9 @@ class Loop:
             return best.status
         if not self.judge.certified(best):
             return Status.accuracy_not_reached
-        found = self.settled or self.steps == 0 or self.judge.stationary(best)
+        last = self.current is None or best.value == self.current.value
+        stationary = (last or self.judge.nearby(best)) and self.judge.stationary(best)
+        found = self.settled or self.steps == 0 or stationary
         unfinished = Status.accuracy_not_reached if self.stuck else Status.steps_spent
         return Status.ok if found else unfinished
 
@@ -298,7 +298,7 @@ class Loop:
     def _state(self) -> State:
         assert self.current is not None and self.best is not None
         elapsed = time.perf_counter() - self.begin
-        numbers = (np.asarray(n) for n in (self.judge.largest, self.sharper, elapsed))
+        numbers = (np.asarray(n) for n in (self.sharper, elapsed))
         return State(
             self.current, self.best, self.memory, self.optimizer_state, self.judge.pairs,
             np.asarray(self.step), *numbers,
@@ -314,5 +314,5 @@ def _blank(loop: Loop, memory: Any, x: Point) -> State:
     )  # fmt: skip
     return State(
         nothing, nothing, memory, loop.optimizer_state, loop.judge.pairs,
-        np.asarray(0), number, number, number,
+        np.asarray(0), number, number,
     )  # fmt: skip

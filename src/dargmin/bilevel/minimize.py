@@ -71,8 +71,9 @@ def minimize(
         bounds, B the curvature that the last steps have shown, and L its largest value near θ. So
         the decrease that a Newton step still promises is gtol² of what a step as long as θ may
         change φ by; where φ is well conditioned, gtol is the relative error of θ. It depends
-        neither on the unit of φ or θ, nor on constants in φ, nor on where the loop starts. By
-        default 1e-6, and 3e-4 in float32. Loosen it to stop earlier.
+        neither on the unit of φ or θ, nor on constants in φ, nor on where the loop starts (but
+        that gtol ‖θ₀‖ takes the place of ‖θ‖ where θ goes to zero). By default 1e-6, and 3e-4 in
+        float32. Loosen it to stop earlier.
     method, mode
         As in `dargmin.hypergradient`. Modes other than `Implicit` need `inner_steps`.
     inner_steps : int, optional

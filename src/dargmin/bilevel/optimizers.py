@@ -24,6 +24,9 @@ RETREATS = 10
 FIRST = 0.1
 """How far the first trial goes where all of θ is bounded, if the bounds let it; else that is 1."""
 
+CONSTANT = 100
+"""Times what a step as long as θ changes: a φ above that is mostly a constant."""
+
 SHARPER = (1e-2, 1e-4)
 """Times the usual error of a gradient, where a line search finds nothing."""
 
@@ -165,7 +168,7 @@ class Search:
     from the tape as far as that goes; `known` is the evaluation there, if it is as accurate as
     the rest of the run will be.
 
-    SciPy is told differences of φ from the start, in units in which the first gradient has a given
+    SciPy is told φ without a large constant, in units in which the first gradient has a given
     length: neither a constant in φ nor its unit changes what it does."""
 
     def __init__(self, optimizer: LBFGSB, loop: Loop, known: Evaluation | None):
@@ -192,7 +195,7 @@ class Search:
         return bool(outcome.success)
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:
-        """(φ(θ) - φ(start)) / unit, and its gradient."""
+        """φ(θ) / unit, but for a constant, and its gradient."""
         if self.loop.tape.playing:
             played = self.loop.tape.play(theta)
             if played is None:
@@ -235,16 +238,25 @@ class Search:
             raise Finished
 
     def _difference(self, found: Evaluation) -> float:
-        """φ(found) - φ(start); what the gradients say, ½ (g + g')ᵀ s, where the values cannot."""
+        """φ(found), but for a constant; its change as the gradients say, ½ (g + g')ᵀ s, where the
+        values cannot."""
         if self.at is None:
-            self.at = found
-            return 0.0
+            self.at, self.value = found, self._origin(found)
+            return self.value
         change = float(found.value) - float(self.at.value)
         if abs(change) <= self.loop.judge.noise(self.at, found):
             step = as_vector(found.theta) - as_vector(self.at.theta)
             mean = 0.5 * (as_vector(found.gradient) + as_vector(self.at.gradient))
             change = float(mean @ step)
         return self.value + change
+
+    def _origin(self, found: Evaluation) -> float:
+        """φ itself, exact to the last bit also where it goes to zero, unless a constant in it hides
+        what a step changes."""
+        theta = as_vector(found.theta)
+        step = self.loop.judge.slope(found) * (float(np.linalg.norm(theta)) or 1.0)
+        value = float(found.value)
+        return value if abs(value) <= CONSTANT * step else 0.0
 
     def _unit(self, theta: Vector, gradient: Vector) -> float:
         size = float(np.linalg.norm(self.loop.box.projected(theta, gradient)))
