@@ -84,8 +84,8 @@ class LBFGSB(AbstractOptimizer):
     memory : int >= 1
         How many pairs of steps and gradient differences are kept.
     ftol : float
-        Stop, with status ok, where a step lowers φ by less than ftol max(|φ|, 1). 0, the default,
-        leaves it to `gtol`.
+        Stop, with status ok, where a step lowers φ by less than ftol |φ|. 0, the default, leaves
+        it to `gtol`.
 
     References
     ----------
@@ -231,7 +231,7 @@ class Search:
         )
         if before is not None:
             lowered = float(before.value) - float(found.value)
-            size = max(abs(float(before.value)), abs(float(found.value)), 1.0)
+            size = max(abs(float(before.value)), abs(float(found.value)))
             self.loop.settled = lowered <= self.optimizer.ftol * size and self.optimizer.ftol > 0
         self.loop.accept(found)
         if self.loop.settled:
