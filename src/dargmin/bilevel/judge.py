@@ -36,7 +36,7 @@ class Judge:
 
     def usable(self, found: Evaluation) -> bool:
         """Whether the inner side did not fail."""
-        finite = is_finite(found)
+        finite = _finite(found)
         usable = (Status.ok, Status.accuracy_not_reached, Status.weakly_active)
         # After a fixed number of steps even a certificate that failed is only recorded.
         return finite and (not self.refines or is_one_of(found.status, usable))
@@ -144,7 +144,7 @@ def is_one_of(status: Any, statuses: tuple) -> bool:
     return any(bool(status == other) for other in statuses)
 
 
-def is_finite(found: Evaluation) -> bool:
+def _finite(found: Evaluation) -> bool:
     """Whether value and gradient are finite, and the squares of the gradient too."""
     return bool(jnp.isfinite(found.value) & (float(tree.max_norm(found.gradient)) < HUGE))
 

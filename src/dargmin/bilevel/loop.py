@@ -19,7 +19,7 @@ from dargmin.bilevel.checkpoint import Checkpoint
 from dargmin.bilevel.curvature import Pairs
 from dargmin.bilevel.history import History
 from dargmin.bilevel.inner import AbstractInner, Evaluation
-from dargmin.bilevel.judge import DESCENT, Judge, is_finite, is_one_of
+from dargmin.bilevel.judge import DESCENT, Judge, is_one_of
 from dargmin.bilevel.progress import Display
 from dargmin.bilevel.tape import Tape
 from dargmin.status import Status, is_ok
@@ -141,7 +141,8 @@ class Loop:
         if warm and not self.judge.convincing(found, self.current):
             found, memory = self._refined(point, self.inner.begin(self.like))
         if not self.judge.usable(found):
-            self.failure = found.status if is_finite(found) else Status.nonfinite
+            unexplained = bool(found.status == Status.ok)
+            self.failure = Status.nonfinite if unexplained else found.status
             self.best = found if self.best is None else self.best
             raise FailedTrial(found.theta)
         self.memory = memory
