@@ -1,12 +1,13 @@
 """The interface that every mode has."""
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.loop import Carry, Run
@@ -42,6 +43,25 @@ def conclude(
         reached = (carry.residual <= tol) | (residual <= tol)
         status = Status.where(finite & ~reached, Status.not_converged, status)
     return Solution(x, status, carry.steps, jax.lax.stop_gradient(residual), tol, start)
+
+
+def no_derivative(bad: Bool[Array, ""], like: Point, why: str, throw: bool) -> Float[Array, ""]:
+    """The factor by which a derivative is multiplied: 1, or NaN where it is `bad`, or an error that
+    says why if `throw`. A factor, because reverse mode passes by a NaN that is chosen by `where`."""
+    factor = jnp.where(bad, jnp.nan, 1).astype(tree.dtype(like))
+    return eqx.error_if(factor, bad, why) if throw else factor
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def withhold(x: Point, bad: Bool[Array, ""], why: str, throw: bool) -> Point:
+    """x as it is, without a derivative where it would be `bad`."""
+    return x
+
+
+@withhold.defjvp
+def _withhold_jvp(why: str, throw: bool, primals: Any, tangents: Any) -> tuple[Point, Point]:
+    x, bad = primals
+    return withhold(x, bad, why, throw), tree.scale(no_derivative(bad, x, why, throw), tangents[0])
 
 
 def is_whole(value: Any, least: int) -> bool:
