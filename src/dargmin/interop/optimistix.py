@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 import equinox as eqx
-import jax
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, PyTree
 

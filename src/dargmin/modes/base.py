@@ -11,9 +11,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.loop import Carry, Run
+from dargmin.problems import AbstractProblem
 from dargmin.solution import Solution
 from dargmin.status import Status
-from dargmin.types import Point
+from dargmin.types import Parameters, Point
+
+FAILED = (
+    "The derivative is NaN or infinite. Usual causes: iterations or a series that diverge (step "
+    "size), a linear solve that fails (singular Hessian), a point that solves nothing, or a step "
+    "that has no derivative where it stands, as the square root of a zero gradient in Adam has "
+    "none. Use Implicit(), another start, or regularisation."
+)
 
 
 class AbstractMode(eqx.Module):
@@ -24,6 +32,17 @@ class AbstractMode(eqx.Module):
         self, run: Run, x0: Point, steps: int, tol: Float[Array, ""] | None, throw: bool
     ) -> Solution:
         """x_T, the same in every mode, with this mode's derivative."""
+
+    def reason(
+        self,
+        problem: AbstractProblem,
+        x: Point,
+        theta: Parameters,
+        tangent: tuple[Any, Any] | None,
+        cotangent: Point | None,
+    ) -> str:
+        """Why the derivative along a tangent of (problem, θ), or a cotangent of x, failed."""
+        return FAILED
 
 
 def conclude(
