@@ -18,13 +18,14 @@ from dargmin.types import Parameters, Point
 
 class Carry(eqx.Module):
     """Where a run stands: x_t, the method's state, t, ‖F‖ where it was last evaluated, and first;
-    and how many of the t steps moved x, so that they hold something of θ."""
+    the length of the longest step, and how many of them moved x, so that they know of θ."""
 
     x: Point
     state: PyTree
     steps: Int[Array, ""]
     residual: Float[Array, ""]
     first: Float[Array, ""]
+    longest: Float[Array, ""]
     moves: Int[Array, ""]
 
 
@@ -38,7 +39,8 @@ class Run(eqx.Module):
     def begin(self, x0: Point) -> Carry:
         state = tree.as_arrays(self.method.init(self.problem, x0, self.theta))
         far = jnp.asarray(jnp.inf, tree.dtype(x0))
-        return Carry(x0, state, jnp.asarray(0), far, far, jnp.asarray(0))
+        none = jnp.asarray(0)
+        return Carry(x0, state, none, far, far, jnp.zeros_like(far), none)
 
     def step(self, carry: Carry) -> Carry:
         x, state, residual = self.method.step(self.problem, carry.x, carry.state, self.theta)
@@ -46,7 +48,9 @@ class Run(eqx.Module):
         first = jnp.where(carry.steps == 0, norm, carry.first)
         stays = self.method.stays(carry.x, carry.state, (x, state))
         moves = carry.moves + (~stays).astype(carry.moves.dtype)
-        return Carry(x, tree.as_arrays(state), carry.steps + 1, norm, first, moves)
+        moved = tree.norm(tree.sub(*tree.stop_gradient((x, carry.x))))
+        longest = jnp.maximum(carry.longest, moved)
+        return Carry(x, tree.as_arrays(state), carry.steps + 1, norm, first, longest, moves)
 
     def refresh(self, carry: Carry) -> Carry:
         """The same carry, held constant but for what it carries of f at x: see the methods."""

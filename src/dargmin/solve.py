@@ -114,15 +114,15 @@ def _closes_over_tracers(function: Any, depth: int = 4) -> bool:
 
 
 def _explain(mode: AbstractMode, arguments: Any, x: Point, watch: Watch) -> str:
-    """Why a derivative outside of jit failed, by computing it once more where it can be looked at."""
+    """Why a derivative outside of jit failed, by computing it once more in the open."""
     leaves, structure = jax.tree.flatten(arguments)
     points = [watch.points.get(("in", i), leaf) for i, leaf in enumerate(leaves)]
     shape = jax.tree.structure(x)
     solution = [watch.points.get(("out", i)) for i in range(shape.num_leaves)]
     if any(isinstance(leaf, Tracer) for leaf in points) or any(s is None for s in solution):
         return FAILED
-    problem, (*_, theta, _) = jax.tree.unflatten(structure, points)
-    x = jax.tree.unflatten(shape, solution)
+    problem, (*_, theta, _) = tree.as_arrays(jax.tree.unflatten(structure, points))
+    x = tree.as_arrays(jax.tree.unflatten(shape, solution))
     if any(place == "out" for place, _ in watch.passed):
         cotangents = [_one(watch.passed.get(("out", i)), s) for i, s in enumerate(solution)]
         cotangent = tree.fill(jax.tree.unflatten(shape, cotangents), x)
@@ -134,9 +134,9 @@ def _explain(mode: AbstractMode, arguments: Any, x: Point, watch: Watch) -> str:
 
 def _one(change: Any, like: Any) -> Any:
     """A combination of a batch of tangents, which fails where one of them does."""
-    if change is None or change.ndim == jnp.ndim(like):
+    if change is None or jnp.ndim(change) == jnp.ndim(like):
         return change
-    batch = change.reshape(-1, *jnp.shape(like))
+    batch = jnp.asarray(change).reshape(-1, *jnp.shape(like))
     weights = jnp.cos(jnp.arange(1, len(batch) + 1)).astype(batch.dtype)
     return jnp.tensordot(weights, batch, 1)
 
@@ -152,6 +152,7 @@ def _solve(
     mode: AbstractMode,
     throw: bool,
 ) -> Solution:
+    theta = _in_precision_of(x0, theta)
     problem = prepare(problem, x0, theta)
     method = method.prepare(problem, x0, theta)
     tol = None if tol is None else tol.astype(tree.dtype(x0))
@@ -199,7 +200,19 @@ def attach(
 def _attach(
     problem: AbstractProblem, x: Point, theta: Parameters, mode: AbstractFrozenMode, throw: bool
 ) -> Point:
+    theta = _in_precision_of(x, theta)
     return mode.attach(prepare(problem, x, theta), x, theta, throw, doubted=True)
+
+
+def _in_precision_of(x: Point, theta: Parameters) -> Parameters:
+    """θ with its float32 and float64 leaves in the precision of x, which decides."""
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(x)}
+    precisions = {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}
+    if len(kinds) != 1 or not kinds <= precisions:
+        return theta
+    (kind,) = kinds
+    convert = lambda leaf: eqx.is_array(leaf) and leaf.dtype in precisions
+    return jax.tree.map(lambda leaf: leaf.astype(kind) if convert(leaf) else leaf, theta)
 
 
 def check_arguments(

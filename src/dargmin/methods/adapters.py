@@ -150,5 +150,5 @@ def _as_optimistix(problem: AbstractProblem) -> Any:
     if isinstance(problem, Objective):
         return lambda y, args: (jnp.asarray(problem.value(y, args)), None)
     if isinstance(problem, FixedPoint):
-        return lambda y, args: (problem.A(y, args), None)
+        return lambda y, args: (problem.image(y, args), None)
     return lambda y, args: (problem.residual(y, args), None)

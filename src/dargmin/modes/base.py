@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.loop import Carry, Run
-from dargmin.problems import AbstractProblem
+from dargmin.problems import AbstractProblem, Objective
 from dargmin.solution import Solution
 from dargmin.status import Status
 from dargmin.types import Parameters, Point
@@ -61,12 +61,25 @@ def conclude(
     if tol is not None:
         reached = (carry.residual <= tol) | (residual <= tol)
         status = Status.where(finite & ~reached, Status.not_converged, status)
-    return Solution(x, status, carry.steps, jax.lax.stop_gradient(residual), tol, start)
+    elif isinstance(run.problem, Objective):
+        status = Status.where(finite & _falls_straight(carry, residual), Status.unbounded, status)
+    aux = tree.as_arrays(run.problem.aux(x, run.theta))
+    residual = jax.lax.stop_gradient(residual)
+    return Solution(x, status, carry.steps, residual, tol, start, aux)
+
+
+def _falls_straight(carry: Carry, residual: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether ‖F‖ is to the last digit what it was in the beginning, though the steps went
+    somewhere: a function without curvature, such as -θx, which no step brings nearer to an end."""
+    eps = jnp.finfo(residual.dtype).eps
+    same = jnp.abs(residual - carry.first) <= 4 * eps * carry.first
+    far = carry.longest > 1e-3 * (1 + tree.norm(carry.x))
+    return jax.lax.stop_gradient(same & (carry.first > 0) & far & (carry.steps > 1))
 
 
 def no_derivative(bad: Bool[Array, ""], like: Point, why: str, throw: bool) -> Float[Array, ""]:
-    """The factor by which a derivative is multiplied: 1, or NaN where it is `bad`, or an error that
-    says why if `throw`. A factor, because reverse mode passes by a NaN that is chosen by `where`."""
+    """The factor by which a derivative is multiplied: 1, or NaN where it is `bad`, or an error
+    that says why if `throw`. A factor: reverse mode passes by a NaN that `where` has chosen."""
     factor = jnp.where(bad, jnp.nan, 1).astype(tree.dtype(like))
     return eqx.error_if(factor, bad, why) if throw else factor
 

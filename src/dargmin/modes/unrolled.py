@@ -146,7 +146,8 @@ class LateStart(AbstractMode):
 
 STAYED = (
     "Every step that is differentiated left x where it was (a search that rejected what it tried, "
-    "or nothing left to do), so that the derivative would be zero. Use Implicit(), or begin earlier."
+    "or nothing left to do), so that the derivative would be zero. Use Implicit(), or "
+    "differentiate more steps."
 )
 
 

@@ -42,8 +42,8 @@ class Watch:
         seen = jnp.asarray([bool(tree.all_finite(v)) for v in self.passed.values()])
         if not bool(jnp.all(seen)):
             return (
-                "The derivative is NaN or infinite because what it is multiplied by is: look at the "
-                "outer function's own derivative at this solution, or at the tangent that was given."
+                "The derivative is NaN or infinite because what it is multiplied by is: look at "
+                "the outer function's own derivative at this solution, or at the tangent given."
             )
         return self.sentence if self.explain is None else self.explain(self)
 
@@ -63,7 +63,7 @@ def is_differentiable(leaf: Any) -> bool:
 
 
 def is_staged() -> bool:
-    """Whether a program is being traced that runs later (jit, scan), instead of computed at once."""
+    """Whether a program is being traced that runs later (jit, scan), not computed at once."""
     return isinstance(jnp.add(0, 0), Tracer)
 
 
@@ -91,7 +91,7 @@ def _output_jvp(watch: Watch, place: tuple[str, int], primals: Any, tangents: An
 
 def _keep(record: dict, place: tuple[str, int], value: Any) -> None:
     if not isinstance(value, Tracer):
-        record[place] = jnp.asarray(value)
+        record[place] = value  # as it is: a JAX function would trace it here
 
 
 keep_p, look_p = Primitive("dargmin_keep"), Primitive("dargmin_look")
