@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array
 
 from dargmin import tree
 from dargmin.status import DargminError
@@ -26,8 +25,8 @@ class Watch:
 
     def __init__(self, sentence: str, explain: Callable[["Watch"], str] | None):
         self.sentence, self.explain = sentence, explain
-        self.points: dict[tuple[str, int], Array] = {}
-        self.passed: dict[tuple[str, int], Array] = {}
+        self.points: dict[tuple[str, int], Any] = {}
+        self.passed: dict[tuple[str, int], Any] = {}
 
     def inputs(self, arguments: Any) -> Any:
         """The arguments, whose cotangents are looked at."""
@@ -68,7 +67,7 @@ def is_staged() -> bool:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _input(u: Array, watch: Watch, place: tuple[str, int]) -> Array:
+def _input(u: Any, watch: Watch, place: tuple[str, int]) -> Any:
     return u
 
 
@@ -79,7 +78,7 @@ def _input_jvp(watch: Watch, place: tuple[str, int], primals: Any, tangents: Any
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _output(u: Array, watch: Watch, place: tuple[str, int]) -> Array:
+def _output(u: Any, watch: Watch, place: tuple[str, int]) -> Any:
     return u
 
 
@@ -99,13 +98,13 @@ keep_p, look_p = Primitive("dargmin_keep"), Primitive("dargmin_look")
 
 
 @keep_p.def_impl
-def _keep_impl(u: Array, *, watch: Watch, place: tuple[str, int]) -> Array:
+def _keep_impl(u: Any, *, watch: Watch, place: tuple[str, int]) -> Any:
     _keep(watch.passed, place, u)
     return u
 
 
 @look_p.def_impl
-def _look_impl(u: Array, *, watch: Watch, place: tuple[str, int]) -> Array:
+def _look_impl(u: Any, *, watch: Watch, place: tuple[str, int]) -> Any:
     if not bool(_all_finite(u)):
         raise DargminError(watch.why(), None)
     return u
@@ -114,7 +113,7 @@ def _look_impl(u: Array, *, watch: Watch, place: tuple[str, int]) -> Array:
 _all_finite = jax.jit(tree.all_finite)
 
 
-def _look_later(u: Array, *, watch: Watch, place: tuple[str, int]) -> Array:
+def _look_later(u: Any, *, watch: Watch, place: tuple[str, int]) -> Any:
     return eqx.error_if(u, ~tree.all_finite(u), watch.sentence)
 
 
