@@ -88,7 +88,7 @@ def test_an_unrolled_derivative_that_is_nan_raises():
     problem = dargmin.Objective(lambda x, theta: 0.5 * jnp.sum((x - theta) ** 2))
     # Like Adam, it takes the square root of a first gradient that is zero.
     update = lambda g, state, x: (-0.1 * g / (jnp.sqrt(g**2) + 1e-8), state)
-    method = FromOptax(optax.GradientTransformation(lambda x: optax.EmptyState(), update))
+    method = FromOptax(optax.GradientTransformation(lambda x: optax.EmptyState(), update))  # pyright: ignore
 
     def x(theta, throw):
         mode = Unrolled()
