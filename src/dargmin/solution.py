@@ -26,7 +26,9 @@ class Solution(eqx.Module):
     tol : array or None
         The tolerance that was asked for.
     start : int array or None
-        `LateStart` only: the step from which the iterations are differentiated."""
+        `LateStart` only: the step from which the iterations are differentiated.
+    aux : pytree or None
+        What the problem's function returns besides its value (`has_aux=True`), at x_T."""
 
     x: Point
     status: Any
@@ -34,6 +36,7 @@ class Solution(eqx.Module):
     residual: Float[Array, "*batch"]
     tol: Float[Array, "*batch"] | None = None
     start: Int[Array, "*batch"] | None = None
+    aux: Any = None
 
     def __repr__(self) -> str:
         tol = {} if self.tol is None else {"tol": self.tol}
