@@ -88,6 +88,18 @@ def test_every_method_is_diagnosed_and_what_theory_does_not_cover_is_said():
 
 
 @pytest.mark.slow
+def test_a_composite_without_a_step_size_is_diagnosed_as_solve_would_run_it():
+    problem = dargmin.Composite(
+        lambda x, theta: 0.5 * jnp.sum((x - theta) ** 2 / 0.9), dargmin.prox.l1(0.1)
+    )
+    method, theta = dargmin.FixedPointIteration(), jnp.asarray([1.0, -2.0])
+    d = diagnose(problem, method, jnp.zeros(2), theta, steps=6, remedies=False)
+    x = dargmin.solve(problem, method, jnp.zeros(2), theta, steps=6).x
+    assert d.ok and d.derivative_error[-1] < 1e-3
+    assert_allclose(d.last[0], x, rtol=1e-12)
+
+
+@pytest.mark.slow
 def test_a_contraction_is_bounded_and_what_does_not_contract_is_called_that():
     W = jnp.asarray(0.7 * np.linalg.qr(RNG.normal(size=(6, 6)))[0])
     map_ = dargmin.FixedPoint(lambda x, theta: jnp.tanh(W @ x + theta))

@@ -162,6 +162,21 @@ def test_groups_share_a_penalty() -> None:
     assert model.penalty_[-1] > 10 * model.penalty_[0]
 
 
+def test_a_loss_that_no_penalty_changes_has_a_gradient_of_zero_and_says_so() -> None:
+    # One row trains in each fold: its fit is a constant, whatever the penalty.
+    X, y = standard(load_diabetes)
+    certificate = TunedRidge(cv=2).fit(X[:2], y[:2]).certificate_
+    assert certificate.ok and certificate.error == certificate.gradient_norm == 0
+
+
+def test_the_unit_of_the_target_does_not_change_the_penalty() -> None:
+    X, y = regression()
+    one, tiny = TunedRidge().fit(X, y), TunedRidge().fit(X, 1e-12 * y)
+    assert tiny.certificate_.ok
+    # rounding is different, and a stage ends where a step gains less than 1e-9
+    assert tiny.penalty_ == pytest.approx(one.penalty_, rel=1e-3)
+
+
 def test_a_validation_set_decides_and_is_not_fitted() -> None:
     X, y = regression()
     ours = TunedRidge().fit(X[:80], y[:80], validation=(X[80:], y[80:]))

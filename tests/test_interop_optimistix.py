@@ -289,7 +289,7 @@ def test_second_derivatives_at_the_solution_are_the_closed_form(adjoint):
 
 def test_polish_squares_the_error_and_leaves_the_value():
     cubic = lambda y, t: 0.25 * y**4 + 0.5 * y**2 - t * y
-    loose = optx.GradientDescent(0.1, rtol=3e-2, atol=3e-2)
+    loose = optx.GradientDescent(0.1, rtol=4e-3, atol=4e-3)  # some per cent off, not half
     y = lambda t, adjoint: optx.minimise(cubic, loose, jnp.asarray(1.0), t, adjoint=adjoint).value
     theta = jnp.asarray(0.5)
     root = np.roots([1, 0, 1, -0.5])[-1].real

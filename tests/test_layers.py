@@ -10,18 +10,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "dargmin"
 LAYERS = """
-    types tree status cost
+    types tree status cost show
     polynomials
     problems prox
     linear
     methods
-    loop solution
+    loop solution checks
     modes
     solve
     certificate
     theory
     strategy quantity rounds accuracy
-    hypergradient sensitivity diagnosis diagnose candidates plan interop
+    hypergradient sensitivity diagnosis diagnose trials candidates plan interop
     __init__
     bilevel
     estimators

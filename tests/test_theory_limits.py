@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from dargmin import (
     HeavyBall,
     Nesterov,
     Sobolev,
+    polynomials,
     theory,
 )
 from dargmin.methods import DerivativeKernel
 
 REFERENCE = json.loads((Path(__file__).parent / "theory.json").read_text())
+STEP, EYE = GradientDescent(0.5), np.eye(2)
+NONE, ONE, TWO = np.ones(0), np.ones(1), np.ones(2)
 COMMUTATOR = REFERENCE["commutator"]
 METHODS = {
     "gd_opt": lambda mu, L: GradientDescent(2 / (L + mu)),
@@ -144,3 +148,65 @@ def test_hindsight_is_the_dense_least_squares_problem():
 def test_bad_arguments_say_what_is_allowed(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("kappa", [1 - 1e-3, 1 - 1e-7, 1 - 1e-12])
+def test_the_minimax_of_unrolling_is_found_for_nearly_one_eigenvalue(kappa):
+    # there 4 √κ t / (1 - κ) times the implicit minimax is exact up to O(1 - κ)
+    bound = theory.minimax_ratio(kappa, 1.0, 5) * theory.minimax_implicit(kappa, 1.0, 5)
+    assert_allclose(theory.minimax_unrolled(kappa, 1.0, 5), bound, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: theory.minimax_ratio(1.0, 1.0, 3), "one eigenvalue"),
+        (lambda: theory.minimax_ratio(0.1, 1.0, -1), "steps >= 1"),
+        (lambda: theory.minimax_implicit(0.1, 1.0, -1), "steps >= 0"),
+        (lambda: theory.minimax_implicit(0.1, 1.0, np.nan), "whole number"),
+        (lambda: theory.minimax_unrolled(0.1, 1.0, 3, nodes=1), "nodes >= 8"),
+        (lambda: theory.minimax_unrolled(np.ones(2), 1.0, 3), "one number each"),
+        (lambda: jax.jit(lambda m: theory.minimax_unrolled(m, 1.0, 3))(0.1), "on the host"),
+        (lambda: theory.hindsight_error(NONE, NONE, NONE, 3), "vectors of the same length"),
+        (lambda: theory.hindsight_error(ONE, np.nan * ONE, ONE, 3), "all finite"),
+        (lambda: theory.burn_in(np.array([-1.0, 2.0])), "negative"),
+        (lambda: theory.burn_in_length(0.5, 1.0, np.inf, 1.0), "finite"),
+        (lambda: theory.warm_distances(0.5, 3, e0=1.0, lipschitz=1.0, changes=0.1), "a vector"),
+        (lambda: theory.forward_bound(TWO / 4, np.ones(3), M=1, e0=1, delta0=1), "broadcast"),
+        (lambda: theory.reverse_bound(0.5, 3, 1.5, M=1, e0=1, norm=1), "whole number"),
+        (lambda: theory.worst_case_error(STEP, 0.1, 1, 3, A=np.inf, C=1), "finite"),
+        (lambda: theory.worst_case_error(STEP, 0.1, 1, 3, A=1, C=1, eigenvalues=5 * ONE), "widen"),
+        (lambda: theory.worst_case_error(STEP, 0.1, 1, 3, A=1, C=1, eigenvalues=NONE), "a vector"),
+        (lambda: theory.dual_worst_case(jnp.ones(2), jnp.ones(3), 1.0, 1.0), "broadcast"),
+        (lambda: theory.dual_worst_case(jnp.ones(2), jnp.ones(2), -1.0, 1.0), "never negative"),
+        (lambda: theory.derivative_error(STEP, EYE, np.eye(3), TWO, TWO, 3), "shape"),
+        (
+            lambda: theory.derivative_error(
+                STEP, EYE + np.array([[0, 1], [0, 0]]), EYE, TWO, TWO, 3
+            ),
+            "H",
+        ),
+        (lambda: polynomials.gradient_descent(np.nan, 3), "finite"),
+        (lambda: polynomials.chebyshev(TWO / 2, 1.0, 3), "jax.vmap"),
+        (lambda: polynomials.sobolev_for_measure(NONE, NONE, 0.1, 3), "two vectors"),
+    ],
+)
+def test_bad_and_extreme_input_is_refused_in_a_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_trace_that_begins_unknown_has_no_burn_in_that_could_be_called_none():
+    b = theory.burn_in(jnp.asarray([[np.nan, 1.0], [1.0, 2.0], [0.5, 0.5]]))
+    assert np.isnan(b.height[0]) and b.length[0] == 3
+    assert b.height[1] == 2 and b.length[1] == 2
+
+
+def test_integers_are_points_like_any_other():
+    family = polynomials.chebyshev(0.1, 1.0, 3)
+    assert_allclose(family(1), family(jnp.asarray(1.0)), rtol=1e-15)
+
+
+def test_a_method_that_is_tuned_inside_jit_has_its_worst_case_too():
+    worst = lambda mu: theory.worst_case_error(HeavyBall.tuned(mu, 1.0), mu, 1.0, 9, A=1.0, C=1.0)
+    assert_allclose(jax.jit(worst)(0.1), worst(0.1), rtol=0.01)  # on a grid: misses at most 1 %

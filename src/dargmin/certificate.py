@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from dargmin import tree
+from dargmin import show, tree
+from dargmin.checks import blames_arguments, check_outer
 from dargmin.linear import Correction, LinearOptions, newton_correction, prepare, solve_linear
 from dargmin.linear.solution import default_rtol
 from dargmin.loop import Run, freeze
@@ -50,12 +51,24 @@ class Certificate(eqx.Module):
     def ok(self) -> Bool[Array, "*batch"]:
         return is_ok(self.status)
 
+    def __repr__(self) -> str:
+        return show.lines(
+            f"Certificate: {show.in_words(self.status)}",
+            {
+                "error": f"{show.numbers(self.error)} of the derivative, estimated",
+                "absolute": f"{show.numbers(self.absolute_error)}, of {show.numbers(self.scale)}",
+                "residual": self.residual,
+                "inner error": self.inner_error,
+            },
+        )
+
     def raise_if_failed(self) -> "Certificate":
         """Return self, or raise `DargminError` if the status is not ok anywhere."""
         detail = "" if self.status.is_traced() else f"Estimated relative error: {self.error}."
         return raise_if_failed(self, detail=detail)
 
 
+@blames_arguments
 def certify(
     problem: AbstractProblem,
     x: Point,
@@ -70,6 +83,7 @@ def certify(
     rtol: ArrayLike | None = None,
     atol: ArrayLike = 0.0,
     per_leaf: bool = False,
+    throw: bool = False,
 ) -> Certificate:
     """Estimate the error of a derivative that comes from anywhere.
 
@@ -94,6 +108,10 @@ def certify(
         `rtol`, `ok` says only that the estimate can be trusted.
     per_leaf : bool
         Errors and scales for each leaf of the derivative.
+    throw : bool
+        Raise if the status is not ok. By default it does not, other than `hypergradient`: a
+        derivative that is found to be wrong is what a certificate is there to report. The same
+        as `.raise_if_failed()`.
 
     Returns
     -------
@@ -102,7 +120,9 @@ def certify(
     Raises
     ------
     ValueError
-        If not exactly one complete pair is given, or it does not fit theta or x."""
+        If not exactly one complete pair is given, or it does not fit theta or x.
+    DargminError
+        If `throw` and the status is not ok; `.result` is the Certificate."""
     form = _form(tangent, jvp, cotangent, vjp, outer, gradient)
     x, theta = tree.as_point(x, "x"), tree.as_arrays(theta)
     direction, claim = {
@@ -111,13 +131,16 @@ def certify(
         "gradient": (outer, gradient),
     }[form]
     parameters = eqx.filter(theta, eqx.is_inexact_array)
-    if form != "gradient":
+    if form == "gradient":
+        check_outer(outer)
+    else:
         like = parameters if form == "jvp" else x
         direction = _fit(direction, like, {"jvp": "tangent", "vjp": "cotangent"}[form])
     claim = _fit(claim, x if form == "jvp" else parameters, form)
     if rtol is not None:
         rtol, atol = jnp.asarray(rtol), jnp.asarray(atol)
-    return _certify(problem, x, theta, form, direction, claim, rtol, atol, per_leaf)
+    certificate = _certify(problem, x, theta, form, direction, claim, rtol, atol, per_leaf)
+    return certificate.raise_if_failed() if throw else certificate
 
 
 @eqx.filter_jit

@@ -12,12 +12,13 @@ from jaxtyping import Array, Float
 
 from dargmin import tree
 from dargmin.certificate import certify
+from dargmin.checks import blames_arguments
 from dargmin.diagnosis import Diagnosis, Remedy
-from dargmin.linear import hessian_spectrum
+from dargmin.linear import hessian_spectrum, smoothness
 from dargmin.loop import trace
 from dargmin.methods import AbstractMethod, GradientDescent, Sobolev
 from dargmin.modes import AbstractMode, Implicit, LateStart
-from dargmin.problems import AbstractProblem, Objective
+from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.sensitivity import sensitivity
 from dargmin.solve import check_arguments, solve
 from dargmin.status import Status, describe, is_ok
@@ -30,6 +31,7 @@ DIRECTIONS = 4
 _MOST_STORED = 2e9  # bytes of iterates and derivatives
 
 
+@blames_arguments
 def diagnose(
     problem: AbstractProblem,
     method: AbstractMethod,
@@ -69,6 +71,7 @@ def diagnose(
         If an argument is off, or the traces would not fit into 2 GB."""
     check_arguments(problem, method, steps)
     x0, theta = tree.as_point(x0), tree.as_arrays(theta)
+    problem = settled(problem, x0, theta)
     tangents, single = directions(theta, tangent)
     k = jax.tree.leaves(tangents)[0].shape[0]
     _check_memory(steps, tree.size(x0), k, tree.dtype(x0).itemsize)
@@ -118,6 +121,18 @@ def diagnose(
         status=status,
         notes=tuple(notes),
     )
+
+
+def settled(problem: AbstractProblem, x0: Point, theta: Parameters) -> AbstractProblem:
+    """The problem with its step size, if it has one, estimated at x0, as `solve` does."""
+    if not isinstance(problem, Composite) or problem.step_size is not None:
+        return problem
+    return Composite(problem.f, problem.prox, 1 / _smoothness(problem, x0, theta))
+
+
+@eqx.filter_jit
+def _smoothness(problem: Composite, x0: Point, theta: Parameters) -> Float[Array, ""]:
+    return smoothness(problem, x0, theta)
 
 
 @eqx.filter_jit

@@ -91,6 +91,8 @@ class Diagnosis:
     def __str__(self) -> str:
         return "\n".join(_summary(self))
 
+    __repr__ = __str__
+
     def to_dataframe(self) -> Any:
         """One row for each t: iterate_error, derivative_error, estimate, predicted, bound.
 

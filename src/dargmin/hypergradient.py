@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from dargmin import tree
+from dargmin import show, tree
 from dargmin.accuracy import (
     Goal,
     batch_of_one,
@@ -21,6 +21,7 @@ from dargmin.accuracy import (
     unbatch,
 )
 from dargmin.certificate import Certificate, certify, implicit_vjp, outer_gradients
+from dargmin.checks import blames_arguments, check_like, check_outer
 from dargmin.cost import Cost
 from dargmin.linear import CG, Auto, LinearOptions, prepare
 from dargmin.linear.recycling import Pairs
@@ -91,6 +92,19 @@ class Hypergradient(eqx.Module):
     warm_start: WarmStart | None
     reason: str = eqx.field(static=True)
 
+    def __repr__(self) -> str:
+        return show.lines(
+            f"Hypergradient: {show.in_words(self.status)}",
+            {
+                "value": self.value,
+                "gradient": self.gradient,
+                "error": f"{show.numbers(self.certificate.error)} of the gradient, estimated",
+                "x": self.x,
+                "cost": show.spent(self.cost),
+                "reason": self.reason,
+            },
+        )
+
     @property
     def status(self) -> Any:
         return self.certificate.status
@@ -100,6 +114,7 @@ class Hypergradient(eqx.Module):
         return self.certificate.ok
 
 
+@blames_arguments
 def hypergradient(
     outer: Callable,
     problem: AbstractProblem,
@@ -149,11 +164,17 @@ def hypergradient(
     Raises
     ------
     ValueError
-        If an argument is off.
+        If an argument is off: `outer` gives no scalar, or x0 is not what the problem's function
+        takes as x, for instance.
     DargminError
         If `throw` and the status is not ok; `.result` is the Hypergradient so far."""
     check_arguments(problem, method, steps, rtol, atol)
+    check_outer(outer)
     x0, theta = tree.as_point(x0), tree.as_arrays(theta)
+    if warm_start is not None:
+        if not isinstance(warm_start, WarmStart):
+            raise ValueError(f"warm_start must be a WarmStart, not {type(warm_start).__name__}.")
+        check_like(warm_start.x, x0, "warm_start", "x0")
     if not jax.tree.leaves(eqx.filter(theta, eqx.is_inexact_array)):
         raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
     goal = make_goal(rtol, atol, steps, x0)

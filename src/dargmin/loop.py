@@ -1,5 +1,6 @@
 """The only loops: frozen, and differentiated through with or without checkpoints."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -16,12 +17,16 @@ from dargmin.types import Parameters, Point
 
 
 class Carry(eqx.Module):
-    """Where a run stands: x_t, the method's state, t, and ‖F‖ where it was last evaluated."""
+    """Where a run stands: x_t, the method's state, t, ‖F‖ where it was last evaluated, and first;
+    the length of the longest step, and how many of them moved x, so that they know of θ."""
 
     x: Point
     state: PyTree
     steps: Int[Array, ""]
     residual: Float[Array, ""]
+    first: Float[Array, ""]
+    longest: Float[Array, ""]
+    moves: Int[Array, ""]
 
 
 class Run(eqx.Module):
@@ -33,12 +38,25 @@ class Run(eqx.Module):
 
     def begin(self, x0: Point) -> Carry:
         state = tree.as_arrays(self.method.init(self.problem, x0, self.theta))
-        return Carry(x0, state, jnp.asarray(0), jnp.asarray(jnp.inf, tree.dtype(x0)))
+        far = jnp.asarray(jnp.inf, tree.dtype(x0))
+        none = jnp.asarray(0)
+        return Carry(x0, state, none, far, far, jnp.zeros_like(far), none)
 
     def step(self, carry: Carry) -> Carry:
         x, state, residual = self.method.step(self.problem, carry.x, carry.state, self.theta)
         norm = tree.norm(jax.lax.stop_gradient(residual))
-        return Carry(x, tree.as_arrays(state), carry.steps + 1, norm)
+        first = jnp.where(carry.steps == 0, norm, carry.first)
+        stays = self.method.stays(carry.x, carry.state, (x, state))
+        moves = carry.moves + (~stays).astype(carry.moves.dtype)
+        moved = tree.norm(tree.sub(*tree.stop_gradient((x, carry.x))))
+        longest = jnp.maximum(carry.longest, moved)
+        return Carry(x, tree.as_arrays(state), carry.steps + 1, norm, first, longest, moves)
+
+    def refresh(self, carry: Carry) -> Carry:
+        """The same carry, held constant but for what it carries of f at x: see the methods."""
+        carry = tree.stop_gradient(carry)
+        state = self.method.refresh(self.problem, carry.x, carry.state, self.theta)
+        return dataclasses.replace(carry, state=state)
 
 
 def converged(carry: Carry, tol: Float[Array, ""] | None) -> Bool[Array, ""]:

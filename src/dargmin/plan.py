@@ -1,7 +1,7 @@
 """plan: which method, which mode, how many steps; and why."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dargmin import tree
 from dargmin.candidates import (
@@ -10,11 +10,14 @@ from dargmin.candidates import (
     candidates,
     first_accurate,
     in_bytes,
-    is_quadratic,
+    in_words,
     name,
+    root_finder,
 )
+from dargmin.checks import blames_arguments
+from dargmin.diagnose import settled
 from dargmin.linear import LinearOptions
-from dargmin.methods import ConjugateGradient, GradientDescent, NewtonCG
+from dargmin.methods import ConjugateGradient, FromOptimistix, NewtonCG
 from dargmin.modes import AbstractMode, Implicit, LateStart, Unrolled
 from dargmin.problems import AbstractProblem, Objective
 from dargmin.solve import check_arguments
@@ -26,8 +29,10 @@ LARGE = 1e9
 """Bytes above which a choice that needs less memory is preferred, where there is one."""
 
 CLOSE = 1.2
-"""Predictions within this factor count as equal too; then the cheaper choice is taken."""
+"""Errors within this factor count as equal too; then the cheaper choice is taken."""
 
+ROUGH = 0.1
+"""A plan whose error is larger says that more steps are needed."""
 
 HORIZONS = (200, 2000)
 """Numbers of steps within which an accuracy is looked for, by unrolling."""
@@ -48,14 +53,17 @@ class Plan(Choice):
     def __str__(self) -> str:
         lines = [
             self.reason,
-            "    error      cost    memory  (predicted; * measured)",
+            "    error      cost    memory  (errors as measured, costs in gradients)",
             super().__str__(),
         ]
         lines += [str(choice) for choice in self.alternatives[:SHOWN]]
         rest = len(self.alternatives) - SHOWN
         return "\n".join(lines + [f"... and {rest} more in .alternatives"] * (rest > 0))
 
+    __repr__ = __str__
 
+
+@blames_arguments
 def plan(
     problem: AbstractProblem,
     x0: Point,
@@ -69,9 +77,10 @@ def plan(
     """Choose method, mode and step size, from the spectrum, the structure and the sizes.
 
     A pilot comes first: the solution and its derivative in up to 4 directions, by Newton's method.
-    From there on theory predicts what every candidate would give. Off the quadratics, where it
-    knows x* only and not the way there, what looks best is run once along these directions; where
-    it is silent (on a `Composite`, say), every candidate is.
+    Then every candidate is run once, and its derivative along these directions is compared with
+    the pilot's: what a plan says was measured, on this problem, at this x0 and θ. Candidates whose
+    derivative diverges are listed last, and called that. The runs cost about as much as some tens
+    of the derivatives that they are to choose for.
 
     Parameters
     ----------
@@ -110,19 +119,16 @@ def plan(
             "mode=Unrolled() for the derivative of the algorithm, or leave it out."
         )
     x0, theta = tree.as_point(x0), tree.as_arrays(theta)
+    problem = settled(problem, x0, theta)
     size = max(tree.size(x0), 1) * tree.dtype(x0).itemsize
     if rtol is not None:
         return _for_accuracy(problem, x0, theta, float(rtol), size, memory, mode)
-    pilot = Pilot.fly(problem, x0, theta, steps or 1)
-    choices = [
-        c for c in candidates(problem, pilot, size) if mode is None or isinstance(c.mode, Unrolled)
-    ]
-    return _best(problem, choices, pilot, memory)
+    pilot = Pilot.fly(problem, x0, theta)
+    choices = candidates(problem, pilot, size, steps or 1, mode is not None)
+    return _best(choices, pilot, memory)
 
 
-def _best(
-    problem: AbstractProblem, choices: list[Choice], pilot: Pilot, memory: int | None
-) -> Plan:
+def _best(choices: list[Choice], pilot: Pilot, memory: int | None) -> Plan:
     fitting = [c for c in choices if memory is None or c.memory <= memory]
     if not fitting:
         least = min((c.memory for c in choices), default=0)
@@ -131,31 +137,28 @@ def _best(
             f"{least}. Raise `memory`, lower `steps`, or leave the mode open."
         )
     chosen = _least(fitting, pilot.floor)
-    while not (chosen.measured or is_quadratic(problem, pilot)):
-        # Theory's model is that of x*; the way there may be another matter.
-        error = pilot.measure(problem, chosen)
-        error = math.inf if math.isnan(error) else error
-        measured = replace(chosen, predicted_error=error, measured=True)
-        fitting = [measured if c is chosen else c for c in fitting]
-        chosen = _least(fitting, pilot.floor)
-    known = [c for c in fitting if not math.isnan(c.predicted_error)]
     order = lambda c: (math.isnan(c.predicted_error), c.predicted_error, c.cost)
     rest = sorted((c for c in fitting if c is not chosen), key=order)
-    reason = " ".join([_why(chosen, known, len(choices) - len(fitting), memory), *pilot.notes])
+    reason = " ".join([_why(chosen, fitting, len(choices) - len(fitting), memory), *pilot.notes])
     return Plan(**vars(chosen), reason=reason, alternatives=tuple(rest))
 
 
 def _least(choices: list[Choice], floor: float) -> Choice:
     """The cheapest of those that are as good as the best."""
-    known = [c for c in choices if not math.isnan(c.predicted_error)]
-    if not known:
-        return choices[0]
-    least = max(min(c.predicted_error for c in known), floor)
-    near = [c for c in known if c.predicted_error <= CLOSE * least]
-    return min(near or known, key=lambda c: (c.memory > LARGE, c.cost))
+    least = min((c.predicted_error for c in choices if math.isfinite(c.predicted_error)),
+                default=math.inf)  # fmt: skip
+    near = [c for c in choices if c.predicted_error <= CLOSE * max(least, floor)]
+    return min(near or choices[:1], key=lambda c: (c.memory > LARGE, c.cost))
 
 
-def _why(chosen: Choice, known: list[Choice], dropped: int, memory: int | None) -> str:
+def _why(chosen: Choice, choices: list[Choice], dropped: int, memory: int | None) -> str:
+    if not chosen.measured:
+        return "No candidate could be judged: there is no derivative to compare with."
+    if math.isinf(chosen.predicted_error):
+        return (
+            f"No candidate has a finite derivative after {chosen.steps} steps: raise `steps`, "
+            "start nearer to the solution, or use hypergradient(rtol=...)."
+        )
     inner = name(chosen.method)
     sentences = []
     mode = chosen.mode
@@ -167,25 +170,34 @@ def _why(chosen: Choice, known: list[Choice], dropped: int, memory: int | None) 
         sentences.append(f"{inner}, unrolled, {kept}.")
     elif isinstance(mode, LateStart):
         sentences.append(f"{inner}, differentiated from step {mode.start} on.")
-    if not math.isnan(chosen.predicted_error):
-        word = "Measured" if chosen.measured else "Predicted"
-        sentences.append(f"{word} relative error: {chosen.predicted_error:.1e}.")
-    unrolled = [c for c in known if isinstance(c.mode, Unrolled)]
+    sentences.append(_error(chosen))
+    unrolled = [c for c in choices if isinstance(c.mode, Unrolled) and c.measured]
     if unrolled and not isinstance(chosen.mode, Unrolled):
         best = min(unrolled, key=lambda c: c.predicted_error)
-        sentences.append(
-            f"Unrolled, the best would be {name(best.method)}: {best.predicted_error:.1e}."
+        of_best = (
+            f"the best would be {name(best.method)}: {in_words(best.predicted_error, best.mode)}"
         )
+        diverges = math.isinf(best.predicted_error)
+        sentences.append(f"Unrolled, {'every method diverges' if diverges else of_best}.")
     if dropped:
         sentences.append(f"{dropped} choices need more than {in_bytes(memory or 0)}.")
     return " ".join(sentences)
+
+
+def _error(chosen: Choice) -> str:
+    if not chosen.measured:
+        return "Its error could not be measured."
+    more = " More steps are needed; hypergradient(rtol=...) takes those that are missing."
+    missing = more if chosen.predicted_error > ROUGH else ""
+    return f"Measured relative error: {chosen.predicted_error:.1e}.{missing}"
 
 
 def _for_accuracy(
     problem: AbstractProblem, x0: Point, theta: Parameters, rtol: float, size: int,
     memory: int | None, mode: AbstractMode | None,
 ) -> Plan:  # fmt: skip
-    """The choice of `hypergradient`; or, to be unrolled, the first T that theory says is enough."""
+    """The choice of `hypergradient`; or, to be unrolled, the first T that is enough."""
+    pilot = Pilot.fly(problem, x0, theta)
     if mode is None:
         strategy = choose_strategy(problem, x0, theta, None)
         method = strategy.method
@@ -193,22 +205,33 @@ def _for_accuracy(
             quadratic = problem.is_quadratic(x0, theta)
             method = ConjugateGradient() if quadratic else NewtonCG()
         elif method is None:
-            method = GradientDescent()
-        limit = {ConjugateGradient: tree.size(x0), NewtonCG: 50}.get(type(method), 1000)
-        reason = describe_strategy(problem, x0, strategy, LinearOptions())
-        pilot = Pilot.fly(problem, x0, theta, 1)
-        choice = Choice(method, Implicit(polish=True), max(limit, 1), rtol,
-                        4 * pilot.products, 4 * size)  # fmt: skip
+            method = root_finder()
+        limit = {ConjugateGradient: tree.size(x0), NewtonCG: 50, FromOptimistix: 50}.get(
+            type(method), 1000
+        )
+        limit = max(limit, 1)
+        error = pilot.polished_error(problem, method, limit)
+        choice = Choice(method, Implicit(polish=True), limit, error, 4 * pilot.products, 4 * size,
+                        measured=pilot.known)  # fmt: skip
         if memory is not None and choice.memory > memory:
-            return _best(problem, [choice], pilot, memory)
-        more = "hypergradient(rtol=...) does this, and checks it."
-        return Plan(**vars(choice), reason=f"{reason} {more}")
-    for limit in HORIZONS:
-        pilot = Pilot.fly(problem, x0, theta, limit)
-        if enough := first_accurate(problem, pilot, size, rtol):
+            return _best([choice], pilot, memory)
+        reason = [
+            describe_strategy(problem, x0, strategy, LinearOptions()),
+            "hypergradient(rtol=...) does this, and checks it.",
+            *([_error(choice)] if math.isfinite(error) else []),
+            *pilot.notes,
+        ]
+        return Plan(**vars(choice), reason=" ".join(reason))
+    for limit in HORIZONS if pilot.known else ():
+        if enough := first_accurate(problem, pilot, size, limit, rtol):
             least = min(c.steps for c in enough)
-            return _best(problem, [c for c in enough if c.steps == least], pilot, memory)
+            return _best([c for c in enough if c.steps == least], pilot, memory)
     raise ValueError(
-        f"No method here reaches rtol={rtol} within {HORIZONS[-1]} unrolled steps, as far as "
-        "theory predicts. Loosen `rtol`, or leave the mode open."
+        " ".join(
+            [
+                f"No method here reaches rtol={rtol} within {HORIZONS[-1]} unrolled steps. "
+                "Loosen `rtol`, or leave the mode open.",
+                *pilot.notes,
+            ]
+        )
     )

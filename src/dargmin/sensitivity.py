@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool
 
-from dargmin import tree
+from dargmin import show, tree
 from dargmin.accuracy import (
     Goal,
     batch_of_one,
@@ -19,6 +19,7 @@ from dargmin.accuracy import (
     unbatch,
 )
 from dargmin.certificate import Certificate
+from dargmin.checks import blames_arguments
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, prepare, solve_linear
 from dargmin.methods import AbstractMethod
@@ -48,6 +49,18 @@ class Sensitivity(eqx.Module):
     cost: Cost
     reason: str = eqx.field(static=True)
 
+    def __repr__(self) -> str:
+        return show.lines(
+            f"Sensitivity: {show.in_words(self.status)}",
+            {
+                "tangent": self.tangent,
+                "error": f"{show.numbers(self.certificate.error)} of the tangent, estimated",
+                "x": self.x,
+                "cost": show.spent(self.cost),
+                "reason": self.reason,
+            },
+        )
+
     @property
     def status(self) -> Any:
         return self.certificate.status
@@ -57,6 +70,7 @@ class Sensitivity(eqx.Module):
         return self.certificate.ok
 
 
+@blames_arguments
 def sensitivity(
     problem: AbstractProblem,
     x0: Point,

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int
 
+from dargmin import show
 from dargmin.status import is_ok, raise_if_failed
 from dargmin.types import Point
 
@@ -25,7 +26,9 @@ class Solution(eqx.Module):
     tol : array or None
         The tolerance that was asked for.
     start : int array or None
-        `LateStart` only: the step from which the iterations are differentiated."""
+        `LateStart` only: the step from which the iterations are differentiated.
+    aux : pytree or None
+        What the problem's function returns besides its value (`has_aux=True`), at x_T."""
 
     x: Point
     status: Any
@@ -33,6 +36,13 @@ class Solution(eqx.Module):
     residual: Float[Array, "*batch"]
     tol: Float[Array, "*batch"] | None = None
     start: Int[Array, "*batch"] | None = None
+    aux: Any = None
+
+    def __repr__(self) -> str:
+        tol = {} if self.tol is None else {"tol": self.tol}
+        start = {} if self.start is None else {"start": self.start}
+        parts = {"x": self.x, "steps": self.steps, "residual": self.residual}
+        return show.lines(f"Solution: {show.in_words(self.status)}", parts | tol | start)
 
     @property
     def ok(self) -> Bool[Array, "*batch"]:

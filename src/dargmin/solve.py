@@ -1,21 +1,29 @@
 """solve joins a problem, a method and a mode; attach brings a solution from elsewhere."""
 
+import functools
+from functools import partial
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import ArrayLike
 
 from dargmin import tree
+from dargmin.checks import blames_arguments
 from dargmin.linear import prepare
 from dargmin.loop import Run
 from dargmin.methods import AbstractMethod
 from dargmin.modes import AbstractFrozenMode, AbstractMode, Implicit
+from dargmin.modes.base import FAILED
+from dargmin.modes.watch import Watch, is_staged
 from dargmin.problems import AbstractProblem
 from dargmin.solution import Solution
 from dargmin.types import Parameters, Point
 
 
+@blames_arguments
 def solve(
     problem: AbstractProblem,
     method: AbstractMethod,
@@ -68,8 +76,71 @@ def solve(
         raise ValueError(f"mode must be a dargmin mode such as Implicit(), not {mode!r}.")
     x0, theta = tree.as_point(x0), tree.as_arrays(theta)
     tol = None if tol is None else jnp.asarray(tol)
-    solution = _solve(problem, method, x0, theta, steps, tol, mode, throw)
-    return solution.raise_if_failed() if throw else solution
+    if not throw:
+        return _solve(problem, method, x0, theta, steps, tol, mode, False)
+    watch, problem, (method, theta, x0) = _watched(mode, problem, theta, x0, (method, theta, x0))
+    solution = _solve(problem, method, x0, theta, steps, tol, mode, is_staged())
+    solution = eqx.tree_at(lambda s: s.x, solution, watch.outputs(solution.x))
+    return solution.raise_if_failed()
+
+
+def _watched(
+    mode: AbstractMode, problem: AbstractProblem, theta: Parameters, x: Point, rest: Any
+) -> tuple[Watch, AbstractProblem, Any]:
+    """A watch over one solve, and its arguments as they go through it."""
+    if _closes_over_tracers(problem):
+        problem = problem.convert_closures(x, theta)
+    arguments = (problem, rest)
+    explain = None if is_staged() else partial(_explain, mode, arguments, x)
+    watch = Watch(FAILED, explain)
+    return watch, *watch.inputs(arguments)
+
+
+def _closes_over_tracers(function: Any, depth: int = 4) -> bool:
+    """Whether functions among the leaves hold values that are being differentiated."""
+    if isinstance(function, Tracer):
+        return True
+    if depth == 0:
+        return False
+    held = [
+        getattr(cell, "cell_contents", None)
+        for cell in getattr(function, "__closure__", None) or ()
+    ]
+    if isinstance(function, functools.partial):
+        held += [function.func, function.args, function.keywords]
+    held += [getattr(function, "__self__", None), getattr(function, "__wrapped__", None)]
+    leaves = jax.tree.leaves(held)
+    if not callable(function) or isinstance(function, eqx.Module):
+        leaves += [leaf for leaf in jax.tree.leaves(function) if leaf is not function]
+    return any(_closes_over_tracers(leaf, depth - 1) for leaf in leaves)
+
+
+def _explain(mode: AbstractMode, arguments: Any, x: Point, watch: Watch) -> str:
+    """Why a derivative outside of jit failed, by computing it once more in the open."""
+    leaves, structure = jax.tree.flatten(arguments)
+    points = [watch.points.get(("in", i), leaf) for i, leaf in enumerate(leaves)]
+    shape = jax.tree.structure(x)
+    solution = [watch.points.get(("out", i)) for i in range(shape.num_leaves)]
+    if any(isinstance(leaf, Tracer) for leaf in points) or any(s is None for s in solution):
+        return FAILED
+    problem, (*_, theta, _) = tree.as_arrays(jax.tree.unflatten(structure, points))
+    x = tree.as_arrays(jax.tree.unflatten(shape, solution))
+    if any(place == "out" for place, _ in watch.passed):
+        cotangents = [_one(watch.passed.get(("out", i)), s) for i, s in enumerate(solution)]
+        cotangent = tree.fill(jax.tree.unflatten(shape, cotangents), x)
+        return mode.reason(problem, x, theta, None, cotangent)
+    tangents = [_one(watch.passed.get(("in", i)), leaf) for i, leaf in enumerate(points)]
+    d_problem, (*_, d_theta, _) = jax.tree.unflatten(structure, tangents)
+    return mode.reason(problem, x, theta, (d_problem, d_theta), None)
+
+
+def _one(change: Any, like: Any) -> Any:
+    """A combination of a batch of tangents, which fails where one of them does."""
+    if change is None or jnp.ndim(change) == jnp.ndim(like):
+        return change
+    batch = jnp.asarray(change).reshape(-1, *jnp.shape(like))
+    weights = jnp.cos(jnp.arange(1, len(batch) + 1)).astype(batch.dtype)
+    return jnp.tensordot(weights, batch, 1)
 
 
 @eqx.filter_jit
@@ -83,12 +154,14 @@ def _solve(
     mode: AbstractMode,
     throw: bool,
 ) -> Solution:
+    theta = _in_precision_of(x0, theta)
     problem = prepare(problem, x0, theta)
     method = method.prepare(problem, x0, theta)
     tol = None if tol is None else tol.astype(tree.dtype(x0))
     return mode.solve(Run(problem, method, theta), x0, steps, tol, throw)
 
 
+@blames_arguments
 def attach(
     problem: AbstractProblem,
     x: Point,
@@ -119,14 +192,30 @@ def attach(
             f"attach has no iterations to differentiate through, so that mode={mode!r} makes no "
             "sense here. Use Implicit() or Neumann(terms=...), or run the method by dargmin.solve."
         )
-    return _attach(problem, tree.as_point(x, "x"), tree.as_arrays(theta), mode, throw)
+    x, theta = tree.as_point(x, "x"), tree.as_arrays(theta)
+    if not throw:
+        return _attach(problem, x, theta, mode, False)
+    watch, problem, (theta, _) = _watched(mode, problem, theta, x, (theta, None))
+    return watch.outputs(_attach(problem, x, theta, mode, is_staged()))
 
 
 @eqx.filter_jit
 def _attach(
     problem: AbstractProblem, x: Point, theta: Parameters, mode: AbstractFrozenMode, throw: bool
 ) -> Point:
-    return mode.attach(prepare(problem, x, theta), x, theta, throw)
+    theta = _in_precision_of(x, theta)
+    return mode.attach(prepare(problem, x, theta), x, theta, throw, doubted=True)
+
+
+def _in_precision_of(x: Point, theta: Parameters) -> Parameters:
+    """θ with its float32 and float64 leaves in the precision of x, which decides."""
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(x)}
+    precisions = {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}
+    if len(kinds) != 1 or not kinds <= precisions:
+        return theta
+    (kind,) = kinds
+    convert = lambda leaf: eqx.is_array(leaf) and leaf.dtype in precisions
+    return jax.tree.map(lambda leaf: leaf.astype(kind) if convert(leaf) else leaf, theta)
 
 
 def check_arguments(

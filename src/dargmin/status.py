@@ -67,8 +67,9 @@ class Status(eqx.Enumeration):
         "contract here. Give a smaller step size, or use Implicit()."
     )
     steps_spent = (
-        "Every step was spent before the gradient fell to the tolerance: the result is where the "
-        "steps ended, and not known to be stationary. Raise `steps`, or loosen `gtol`."
+        "The steps ended, spent or stopped by a callback, before the gradient fell to the "
+        "tolerance: the result is the best so far, and not known to be stationary. Raise `steps`, "
+        "or loosen `gtol`."
     )
 
 

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dargmin import tree
 
@@ -48,10 +48,13 @@ class Box:
         """The nearest point of the box."""
         return np.clip(theta, self.lower, self.upper)
 
+    def held(self, theta: Vector, gradient: Vector) -> Bool[np.ndarray, " p"]:
+        """Which coordinates a step of descent would move out of the box."""
+        return ((theta <= self.lower) & (gradient > 0)) | ((theta >= self.upper) & (gradient < 0))
+
     def projected(self, theta: Vector, gradient: Vector) -> Vector:
         """The gradient without what points out of the box: zero at a constrained minimum."""
-        out = ((theta <= self.lower) & (gradient > 0)) | ((theta >= self.upper) & (gradient < 0))
-        return np.where(out, 0.0, gradient)
+        return np.where(self.held(theta, gradient), 0.0, gradient)
 
 
 def as_vector(theta: Any) -> Vector:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -16,15 +17,11 @@ from dargmin.hypergradient import (
     hypergradient,
     hypergradient_in_mode,
 )
-from dargmin.linear import CG, Auto, prepare
-from dargmin.linear.solution import default_rtol
+from dargmin.linear import CG, Auto, BlockDense, Dense, prepare
 from dargmin.methods import AbstractMethod
 from dargmin.modes import AbstractMode, Implicit
 from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.types import Parameters, Point
-
-LOOSEST = 3e-4
-"""Relative residual of linear solves. A Newton correction should take 1e-3 off the residual."""
 
 MOST_PAIRS = 30
 MOST_NUMBERS = 2**22
@@ -33,7 +30,9 @@ MOST_NUMBERS = 2**22
 
 class Evaluation(eqx.Module):
     """What is known at one θ: `theta` and `gradient` are floating leaves only, `error` is the
-    certified absolute error of the gradient, and costs that nobody counted are NaN."""
+    certified absolute error of the gradient, `value_error` how far φ(x) may be from φ(x*), `terms`
+    the size of what cancels in it (0 where it is not known), and costs that nobody counted are NaN.
+    """
 
     theta: Any
     x: Point
@@ -41,6 +40,8 @@ class Evaluation(eqx.Module):
     gradient: Any
     error: Float[Array, ""]
     scale: Float[Array, ""]
+    value_error: Float[Array, ""]
+    terms: Float[Array, ""]
     status: Any
     inner_cost: Float[Array, ""]
     adjoint_cost: Float[Array, ""]
@@ -54,6 +55,11 @@ class AbstractInner(eqx.Module):
     @abstractmethod
     def refines(self) -> bool:
         """Whether it works until the accuracy asked for is reached."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What a resumed loop has to have in common with the one that was interrupted."""
 
     @abstractmethod
     def begin(self, theta: Any) -> Any:
@@ -71,9 +77,8 @@ class Memory(eqx.Module):
     theta: Any
     before: Any
 
-    def aimed(self, theta: Any, rtol: Any) -> tuple[WarmStart, Float[Array, ""]]:
-        """The warm start, extrapolated as far as the last step points to θ, at most once; and how
-        exact linear solves have to be for a derivative to `rtol`.
+    def aimed(self, theta: Any) -> WarmStart:
+        """The warm start, extrapolated as far as the last step points to θ, at most once.
 
         The share a = ⟨θ - θ₁, θ₁ - θ₂⟩ / ‖θ₁ - θ₂‖² of 2 v₁ - v₂ is right for steps of any length;
         line searches make such steps."""
@@ -83,13 +88,7 @@ class Memory(eqx.Module):
         share = jnp.clip(jnp.where(jnp.isfinite(share), share, 0), 0, 1)
         change = tree.sub(self.warm.adjoint, self.warm.previous)
         previous = tree.axpy(-share, change, self.warm.adjoint)
-        warm = eqx.tree_at(lambda w: w.previous, self.warm, previous)
-        kind = warm.amplification.dtype
-        sufficient = jnp.asarray(0.1 * rtol, kind) / warm.amplification
-        usual = jnp.asarray(max(1e-6, default_rtol(kind)), kind)
-        known = tree.norm(warm.adjoint) > 0
-        linear = jnp.where(known, jnp.clip(sufficient, default_rtol(kind), LOOSEST), usual)
-        return warm, linear
+        return eqx.tree_at(lambda w: w.previous, self.warm, previous)
 
     def following(self, warm: WarmStart, theta: Any) -> "Memory":
         """The memory after θ. A second look at the same θ replaces the first."""
@@ -107,12 +106,15 @@ class Refined(AbstractInner):
     fixed: Any  # the leaves of θ that are no floating arrays
     method: AbstractMethod | None
     mode: Implicit
-    adaptive: bool = eqx.field(static=True)
     warm_start: bool = eqx.field(static=True)
 
     @property
     def refines(self) -> bool:
         return True
+
+    @property
+    def label(self) -> str:
+        return f"to an accuracy, warm_start={self.warm_start}"
 
     def begin(self, theta: Any) -> Memory | None:
         if not self.warm_start:
@@ -122,20 +124,29 @@ class Refined(AbstractInner):
     def at(
         self, theta: Any, memory: Memory | None, rtol: float, atol: float
     ) -> tuple[Evaluation, Memory | None]:
-        warm, mode = None, self.mode
-        if memory is not None:
-            warm, linear = _aimed(memory, theta, jnp.asarray(rtol))
-            if self.adaptive and mode.rtol is None:
-                mode = eqx.tree_at(lambda m: m.rtol, mode, linear, is_leaf=lambda u: u is None)
+        warm = None if memory is None else _aimed(memory, theta)
         h = hypergradient(
             self.outer, self.problem, self.x0, eqx.combine(theta, self.fixed),
-            rtol=rtol, atol=atol, method=self.method, mode=mode, warm_start=warm, throw=False,
+            rtol=rtol, atol=atol, method=self.method, mode=self.mode, warm_start=warm, throw=False,
         )  # fmt: skip
         inner = h.cost.gradients + h.cost.products - h.cost.adjoint
-        found = _evaluation(h, theta, inner, h.cost.adjoint, jnp.nan)
+        terms = jnp.zeros(())
+        if h.warm_start is not None and self._iterates():
+            whole = eqx.combine(theta, self.fixed)
+            terms = _terms(self.problem, h.x, whole, h.warm_start.adjoint)
+        found = _evaluation(h, theta, inner, h.cost.adjoint, jnp.nan, terms)
         if memory is None or h.warm_start is None:
             return found, None
         return found, _following(memory, h.warm_start, theta)
+
+    def _iterates(self) -> bool:
+        """Whether the adjoint is only as exact as it has to be, and what cancels is known."""
+        d, solver = tree.size(self.x0), self.mode.linear_solver
+        auto = Auto() if solver is None else solver
+        direct = isinstance(auto, Dense | BlockDense)
+        if isinstance(auto, Auto):
+            direct = d <= auto.small * (auto.blocks or 1)
+        return not direct and not isinstance(self.problem, Composite)
 
     def _room(self) -> int:
         """How many pairs of conjugate gradients are worth keeping."""
@@ -162,6 +173,10 @@ class FixedSteps(AbstractInner):
     def refines(self) -> bool:
         return False
 
+    @property
+    def label(self) -> str:
+        return f"inner_steps={self.steps}, warm_start={self.warm_start}"
+
     def begin(self, theta: Any) -> Point:
         return self.x0
 
@@ -176,7 +191,7 @@ class FixedSteps(AbstractInner):
             start = _effective_start(
                 self.problem, self.x0, memory, whole, h.certificate.residual, self.steps
             )
-        found = _evaluation(h, theta, h.cost.gradients, jnp.nan, start)
+        found = _evaluation(h, theta, h.cost.gradients, jnp.nan, start, jnp.zeros(()))
         return found, h.x if self.warm_start else self.x0
 
 
@@ -203,8 +218,22 @@ def _effective_start(
     return jnp.where(rate > 0, jnp.log(e_cold / e_warm) / rate, jnp.nan)
 
 
+@eqx.filter_jit
+def _terms(
+    problem: AbstractProblem, x: Point, theta: Parameters, adjoint: Point
+) -> Float[Array, ""]:
+    """‖∂_θFᵀ v‖ for a random v as long as λ: what ∂_θFᵀ λ would be if nothing cancelled in it, as
+    it does near an outer optimum. An error of λ does not cancel."""
+    problem = prepare(problem, x, theta)
+    dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
+    v = tree.random_like(x, seed=6)
+    v = tree.scale(tree.norm(adjoint) / jnp.maximum(tree.norm(v), jnp.finfo(tree.dtype(x)).tiny), v)
+    _, pullback = jax.vjp(lambda d: problem.residual(x, eqx.combine(d, static)), dynamic)
+    return tree.norm(pullback(v)[0])
+
+
 def _evaluation(
-    h: Hypergradient, theta: Any, inner: Any, adjoint: Any, effective_start: Any
+    h: Hypergradient, theta: Any, inner: Any, adjoint: Any, effective_start: Any, terms: Any
 ) -> Evaluation:
     kind = jnp.result_type(float)
     return Evaluation(
@@ -214,11 +243,19 @@ def _evaluation(
         gradient=h.gradient,
         error=h.certificate.absolute_error,
         scale=h.certificate.scale,
+        value_error=_value_error(h),
+        terms=terms,
         status=h.status,
         inner_cost=jnp.asarray(inner, kind),
         adjoint_cost=jnp.asarray(adjoint, kind),
         effective_start=jnp.asarray(effective_start, kind),
     )
+
+
+def _value_error(h: Hypergradient) -> Float[Array, ""]:
+    """‖λ‖ ‖F‖ ≥ |∇φᵀ (x - x*)| to first order, since F = ∂ₓF (x - x*) and ∂ₓFᵀ λ = ∇φ."""
+    residual = h.certificate.residual
+    return residual if h.warm_start is None else residual * tree.norm(h.warm_start.adjoint)
 
 
 @eqx.filter_jit

@@ -6,6 +6,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dargmin import tree
 from dargmin.bilevel.box import Box
@@ -13,12 +15,13 @@ from dargmin.bilevel.checkpoint import Checkpoint
 from dargmin.bilevel.inner import AbstractInner, FixedSteps, Refined, probe
 from dargmin.bilevel.loop import BilevelSolution, Finished, Loop
 from dargmin.bilevel.optimizers import as_optimizer
+from dargmin.linear import prepare
 from dargmin.methods import AbstractMethod
 from dargmin.modes import AbstractMode, Implicit
 from dargmin.modes.base import is_whole
 from dargmin.problems import AbstractProblem
 from dargmin.solve import check_arguments
-from dargmin.status import raise_if_failed
+from dargmin.status import Status, raise_if_failed
 from dargmin.types import Parameters, Point
 
 
@@ -31,6 +34,7 @@ def minimize(
     optimizer: Any,
     steps: int,
     rtol: float | str = "adaptive",
+    gtol: float | None = None,
     method: AbstractMethod | None = None,
     mode: AbstractMode | None = None,
     inner_steps: int | None = None,
@@ -43,9 +47,8 @@ def minimize(
     """min_θ φ(x*(θ), θ), x*(θ) as `problem` says, by hypergradients that are certified.
 
     A direction is used only if its certified error is below a fraction of its length, so that it
-    descends. The loop ends after `steps`, or where θ is stationary: where the gradient, projected
-    if there are bounds, has fallen to √ε of what it was. Ctrl-C is raised again, with the result
-    so far as its attribute `result`.
+    descends. The loop ends after `steps`, or where θ is stationary, as `gtol` says. Ctrl-C, or
+    what a callback raises, is raised again, with the result so far as its attribute `result`.
 
     Parameters
     ----------
@@ -63,6 +66,14 @@ def minimize(
         Relative accuracy of the hypergradients. "adaptive" asks for a fraction of the (projected)
         gradient: 0.1 with optax, 0.01 with L-BFGS-B. In absolute terms it tightens as the gradient
         falls.
+    gtol : float > 0, optional
+        θ is stationary where √(gᵀB⁻¹g / L) ≤ gtol ‖θ‖: g is the gradient, projected if there are
+        bounds, B the curvature that the last steps have shown, and L its largest value near θ. So
+        the decrease that a Newton step still promises is gtol² of what a step as long as θ may
+        change φ by; where φ is well conditioned, gtol is the relative error of θ. It depends
+        neither on the unit of φ or θ, nor on constants in φ, nor on where the loop starts (but
+        that gtol ‖θ₀‖ takes the place of ‖θ‖ where θ goes to zero). By default 1e-6, and 3e-4 in
+        float32. Loosen it to stop earlier.
     method, mode
         As in `dargmin.hypergradient`. Modes other than `Implicit` need `inner_steps`.
     inner_steps : int, optional
@@ -80,11 +91,14 @@ def minimize(
     callback : callable (BilevelSolution) -> None, optional
         Called after each step with where the loop stands; it may raise StopIteration.
     checkpoint : path, optional
-        A file that is replaced after each step. If it is there, the loop goes on from it: exactly
-        as if it had not been interrupted with optax, with an empty memory with L-BFGS-B.
+        A file that is replaced after each step. If it is there, the loop goes on from it as if it
+        had not been interrupted. θ₀, bounds, `rtol` and the optimizer's settings have to be the
+        same; `steps` and `gtol` may differ.
     throw : bool
-        Raise if the inner side fails or no direction of descent can be certified. If False, read
-        `.status`. Either way the best θ so far is kept.
+        Raise if the inner side fails, if no direction of descent can be certified, or if `gtol`
+        was given and not reached. Without a `gtol`, spending all steps is no error, but no success
+        either: the status is `steps_spent`, and `.ok` False. If `throw` is False, read `.status`.
+        Either way the best θ so far is kept.
 
     Returns
     -------
@@ -111,30 +125,30 @@ def minimize(
     if not jax.tree.leaves(theta):
         raise ValueError("theta0 has no floating-point leaf to minimise over.")
     box, chosen = Box(theta, bounds), as_optimizer(optimizer)
-    inner = _inner(
-        outer, problem, x0, fixed, method, mode, inner_steps, accuracy is None, warm_start
-    )
+    inner = _inner(outer, problem, x0, fixed, method, mode, inner_steps, warm_start)
     loop = Loop(
         inner, theta, fixed, box,
-        steps=steps, rtol=accuracy, fraction=chosen.fraction, callback=callback,
+        steps=steps, rtol=accuracy, gtol=_tolerance(gtol, x0), fraction=chosen.fraction,
+        callback=callback,
     )  # fmt: skip
     loop.optimizer_state = chosen.init(theta)
-    loop.save_to(_checkpoint(checkpoint, loop, chosen, outer, problem, x0, theta0), x0)
     try:
+        loop.save_to(_checkpoint(checkpoint, loop, chosen, outer, problem, x0, theta0), x0)
         loop.stop_if_finished()
         chosen.run(loop)
+        loop.stuck = True
     except Finished:
         pass
-    except KeyboardInterrupt as interrupt:
-        interrupt.result = loop.result()  # pyright: ignore[reportAttributeAccessIssue]
-        interrupt.add_note("dargmin.bilevel: the result so far is on this exception's `.result`.")
+    except BaseException as interrupt:
+        _explain(interrupt, loop, outer, problem, x0, eqx.combine(theta, fixed))
         raise
     finally:
         loop.display.close()
     result = loop.result()
     assert result is not None
     detail = f"{len(result.history)} outer evaluations, best value {result.value}."
-    return raise_if_failed(result, detail=detail) if throw else result
+    allowed = gtol is None and bool(result.status == Status.steps_spent)
+    return raise_if_failed(result, detail=detail) if throw and not allowed else result
 
 
 def _inner(
@@ -145,7 +159,6 @@ def _inner(
     method: AbstractMethod | None,
     mode: AbstractMode | None,
     inner_steps: int | None,
-    adaptive: bool,
     warm_start: bool,
 ) -> AbstractInner:
     mode = Implicit() if mode is None else mode
@@ -157,7 +170,7 @@ def _inner(
                 f"mode={mode!r} needs a fixed number of inner steps, which nothing refines: give "
                 "inner_steps= and method= too."
             )
-        return Refined(outer, problem, x0, fixed, method, mode, adaptive, warm_start)
+        return Refined(outer, problem, x0, fixed, method, mode, warm_start)
     if not is_whole(inner_steps, 1):
         raise ValueError(f"inner_steps must be an integer >= 1, but got {inner_steps!r}.")
     if method is None:
@@ -176,6 +189,14 @@ def _accuracy(rtol: float | str) -> float | None:
     return float(rtol)
 
 
+def _tolerance(gtol: float | None, x0: Point) -> float:
+    if gtol is None:
+        return 1e-6 if jnp.finfo(tree.dtype(x0)).eps < 1e-10 else 3e-4
+    if not gtol > 0:
+        raise ValueError(f"gtol must be a number > 0 or None, but got {gtol!r}.")
+    return float(gtol)
+
+
 def _checkpoint(
     path: Any, loop: Loop, optimizer: Any, outer: Callable, problem: Any, x0: Any, theta0: Any
 ) -> Checkpoint | None:
@@ -185,7 +206,68 @@ def _checkpoint(
     label = {
         "theta": shapes(loop.like),
         "x": shapes(x0),
-        "optimizer": type(optimizer).__name__,
-        "inner solve": type(loop.inner).__name__,
+        "optimizer": optimizer.label,
+        "inner solve": loop.inner.label,
+        "rtol": "adaptive" if loop.rtol is None else repr(loop.rtol),
     }
-    return Checkpoint(path, label, probe(outer, problem, x0, tree.as_arrays(theta0)))
+    probes = {
+        "theta0": loop.start,
+        "bounds": np.stack([loop.box.lower, loop.box.upper]),
+        "x0": jnp.stack([tree.norm(x0), tree.dot(x0, tree.random_like(x0, seed=5))]),
+        "objective, outer function or data": probe(outer, problem, x0, tree.as_arrays(theta0)),
+    }
+    return Checkpoint(path, label, probes)
+
+
+def _explain(
+    error: BaseException, loop: Loop, outer: Callable, problem: Any, x0: Point, theta: Any
+) -> None:
+    """Say what does not fit, if nothing could be evaluated; else add the result so far."""
+    result = loop.result()
+    if result is not None:
+        error.result = result  # pyright: ignore[reportAttributeAccessIssue]
+        error.add_note("dargmin.bilevel: the result so far is on this error's `.result`.")
+    elif isinstance(error, TypeError | ValueError | IndexError | KeyError | AttributeError):
+        _check_functions(outer, problem, x0, theta)
+
+
+def _check_functions(outer: Callable, problem: AbstractProblem, x0: Point, theta: Any) -> None:
+    """Raise a ValueError that names x0, `outer` or the problem, whichever does not fit."""
+    structure = lambda t: jax.tree.map(lambda u: u.shape, t)
+    try:
+        value = eqx.filter_eval_shape(outer, x0, theta)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"outer(x0, theta0) fails ({_first_line(error)}). outer takes (x, theta), with x like "
+            f"x0, which has shape {structure(x0)}."
+        ) from error
+    shape, kind = getattr(value, "shape", None), getattr(value, "dtype", None)
+    number = isinstance(value, int | float)
+    if not number and (shape != () or kind is None or not jnp.issubdtype(kind, jnp.floating)):
+        what = structure(value) if kind is None else f"{kind}{list(shape or ())}"
+        raise ValueError(
+            f"outer(x, theta) must return one real number, but returns {what}. Take a sum or a "
+            "mean of what it returns."
+        )
+    try:
+        residual = eqx.filter_eval_shape(_residual, problem, x0, theta)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"The problem cannot be evaluated at (x0, theta0) ({_first_line(error)}). Check the "
+            f"shape of x0, {structure(x0)}, and of theta0, "
+            f"{structure(eqx.filter(theta, eqx.is_array))}."
+        ) from error
+    if structure(residual) != structure(x0):
+        raise ValueError(
+            f"x0 has shape {structure(x0)}, but the problem's residual there has "
+            f"{structure(residual)}. Give an x0 like the solution."
+        )
+
+
+def _residual(problem: AbstractProblem, x: Point, theta: Parameters) -> Point:
+    return prepare(problem, x, theta).residual(x, theta)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -9,12 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.optimize
+from jaxtyping import Float, Int
 
 from dargmin import tree
-from dargmin.bilevel.box import as_vector
+from dargmin.bilevel.box import Vector, as_vector
 from dargmin.bilevel.inner import Evaluation
-from dargmin.bilevel.loop import FailedTrial, Loop
+from dargmin.bilevel.loop import FailedTrial, Finished, Loop
+from dargmin.bilevel.tape import Tape
 from dargmin.modes.base import is_whole
+
+RETREATS = 10
+"""How often a run of SciPy's may begin anew where the inner side failed."""
+
+FIRST = 0.1
+"""How far the first trial goes where all of θ is bounded, if the bounds let it; else that is 1."""
+
+CONSTANT = 100
+"""Times what a step as long as θ changes: a φ above that is mostly a constant."""
+
+SHARPER = (1e-2, 1e-4)
+"""Times the usual error of a gradient, where a line search finds nothing."""
 
 
 class AbstractOptimizer(eqx.Module):
@@ -25,6 +39,11 @@ class AbstractOptimizer(eqx.Module):
     def fraction(self) -> float:
         """The certified error of a gradient, relative to it, that the optimizer works well with."""
 
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What it is, with its settings, as far as they can be told."""
+
     @abstractmethod
     def init(self, theta: Any) -> Any:
         """The state before the first step: arrays that a checkpoint keeps."""
@@ -34,28 +53,46 @@ class AbstractOptimizer(eqx.Module):
         """Evaluate and accept until the loop raises `Finished`, or nothing is left to gain."""
 
 
+class Retreat(eqx.Module):
+    """Where a run of SciPy's began, what is left to try if it ends badly, and how many of its
+    steps have been accepted."""
+
+    start: Vector
+    reach: Float[np.ndarray, ""]
+    retreats: Int[np.ndarray, ""]
+    sharpenings: Int[np.ndarray, ""]
+    accepted: Int[np.ndarray, ""]
+
+
+class Astray(Exception):
+    """A run that is played again asks for other points than it did."""
+
+
 class LBFGSB(AbstractOptimizer):
     """L-BFGS-B with SciPy's line search: quasi-Newton steps, box bounds, few hypergradients.
 
-    A resumed run begins at the best θ with an empty memory, so that its steps differ from those
-    of a run that was not interrupted.
+    A run that is resumed is first played again from its checkpoint, without a hypergradient: it
+    then takes the steps that it would have taken. If more than two million numbers would have to
+    be kept for that, it begins at the best θ with an empty memory instead.
 
     Where the inner side fails at a trial of the line search, a new run begins from the best θ,
-    with an empty memory, and does not go as far at first.
+    with an empty memory, and does not go as far at first. Where values differ by no more than
+    their rounding and their own error, the line search goes by the gradients.
 
     Parameters
     ----------
     memory : int >= 1
         How many pairs of steps and gradient differences are kept.
     ftol : float
-        Stop where a step lowers φ by less than ftol max(|φ|, 1).
+        Stop, with status ok, where a step lowers φ by less than ftol |φ|. 0, the default, leaves
+        it to `gtol`.
 
     References
     ----------
     Byrd, Lu, Nocedal, Zhu (1995); Morales and Nocedal (2011)."""
 
     memory: int = eqx.field(static=True, default=10)
-    ftol: float = eqx.field(static=True, default=1e-13)
+    ftol: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self):
         if not is_whole(self.memory, 1):
@@ -67,63 +104,168 @@ class LBFGSB(AbstractOptimizer):
     def fraction(self) -> float:
         return 0.01  # differences of gradients make the quasi-Newton matrix
 
-    def init(self, theta: Any) -> None:
-        return None
+    @property
+    def label(self) -> str:
+        return f"LBFGSB(memory={self.memory}, ftol={self.ftol})"
+
+    def init(self, theta: Any) -> Retreat:
+        return _retreat(as_vector(theta), np.inf, RETREATS, 0)
 
     def run(self, loop: Loop) -> None:
         if loop.current is None:
             loop.accept(loop.evaluate(loop.start))
-        known, sharper, reach, retreats = loop.best, [1e-2, 1e-4], np.inf, 10
+        known = loop.best
+        if int(loop.optimizer_state.accepted) and not len(loop.tape):
+            self._begin(loop, loop.optimizer_state)
         while True:
             assert loop.best is not None
-            start = as_vector(loop.best.theta)
+            state, ended = loop.optimizer_state, False
+            reach, sharpenings = float(state.reach), int(state.sharpenings)
             try:
-                ended = self._run_once(loop, known, reach)
+                ended = Search(self, loop, known).run()
+            except Astray:
+                known = loop.best
+                self._begin(loop, state)
+                continue
             except FailedTrial as failed:
                 distance = _distance(as_vector(failed.theta), as_vector(loop.best.theta))
-                if not (retreats and distance):
+                if not (state.retreats and distance):
                     raise
                 loop.failure, known = None, loop.best
-                reach, retreats = distance / 4, retreats - 1
+                self._begin(loop, state, distance / 4, int(state.retreats) - 1)
                 continue
-            if _distance(as_vector(loop.best.theta), start) >= 0.99 * reach:
-                known, reach = loop.best, 4 * reach
-            elif ended or not (sharper and loop.inner.refines):
+            if _distance(as_vector(loop.best.theta), state.start) >= 0.99 * reach:
+                known = loop.best
+                self._begin(loop, state, 4 * reach)
+            elif ended or sharpenings == len(SHARPER) or not loop.inner.refines:
                 return
             else:
                 # A line search finds nothing where gradients are too rough for the values.
-                known, loop.sharper = None, min(loop.sharper, sharper.pop(0))
+                known, loop.sharper = None, min(loop.sharper, SHARPER[sharpenings])
+                self._begin(loop, state, sharpenings=sharpenings + 1)
 
-    def _run_once(self, loop: Loop, known: Evaluation | None, reach: float) -> bool:
-        """One run of SciPy's from the best θ, within `reach` of it, where `known` is as accurate
-        as the rest of the run will be; whether it ended well."""
+    def _begin(
+        self,
+        loop: Loop,
+        state: Retreat,
+        reach: float | None = None,
+        retreats: int | None = None,
+        sharpenings: int | None = None,
+    ) -> None:
+        """A new run from the best θ."""
         assert loop.best is not None
-        start = as_vector(loop.best.theta)
-        tried: list[tuple[np.ndarray, Evaluation]] = []
+        loop.tape = Tape(loop.start.size)
+        loop.optimizer_state = _retreat(
+            as_vector(loop.best.theta),
+            float(state.reach) if reach is None else reach,
+            int(state.retreats) if retreats is None else retreats,
+            int(state.sharpenings) if sharpenings is None else sharpenings,
+        )
 
-        def evaluate(theta: np.ndarray) -> tuple[float, np.ndarray]:
-            again = known is not None and np.array_equal(theta, start)
-            found = known if again else loop.evaluate(theta)
-            assert found is not None
-            tried.append((theta.copy(), found))
-            return float(found.value), as_vector(found.gradient)
 
-        def accept(intermediate_result: Any) -> None:
-            theta = intermediate_result.x
-            same = [found for tried_theta, found in tried if np.array_equal(tried_theta, theta)]
-            loop.accept(same[-1] if same else loop.evaluate(theta))
-            tried.clear()
+class Search:
+    """One run of SciPy's from where the optimizer's state says, within its `reach`, played again
+    from the tape as far as that goes; `known` is the evaluation there, if it is as accurate as
+    the rest of the run will be.
 
+    SciPy is told φ without a large constant, in units in which the first gradient has a given
+    length: neither a constant in φ nor its unit changes what it does."""
+
+    def __init__(self, optimizer: LBFGSB, loop: Loop, known: Evaluation | None):
+        self.optimizer, self.loop, self.known = optimizer, loop, known
+        self.unit, self.begin = 1.0, loop.optimizer_state
+        self.at: Evaluation | None = None  # where the line search starts, and its value there
+        self.value, self.accepted = 0.0, 0
+        self.tried: list[tuple[Vector, Evaluation | None, float]] = []
+
+    def run(self) -> bool:
+        """Whether it ended well."""
+        loop, start, reach = self.loop, self.begin.start, float(self.begin.reach)
+        loop.tape.position = 0
         lower = np.maximum(loop.box.lower, start - reach)
         upper = np.minimum(loop.box.upper, start + reach)
         outcome = scipy.optimize.minimize(
-            evaluate, start, jac=True, method="L-BFGS-B", callback=accept,
+            self.evaluate, start, jac=True, method="L-BFGS-B", callback=self.accept,
             bounds=list(zip(lower, upper, strict=True)),
             options=dict(
-                maxiter=loop.steps + 1, maxfun=10**9, maxcor=self.memory, ftol=self.ftol, gtol=0.0
+                maxiter=loop.steps + 1, maxfun=10**9, maxcor=self.optimizer.memory, ftol=0.0,
+                gtol=0.0,
             ),
         )  # fmt: skip
         return bool(outcome.success)
+
+    def evaluate(self, theta: Vector) -> tuple[float, Vector]:
+        """φ(θ) / unit, but for a constant, and its gradient."""
+        if self.loop.tape.playing:
+            played = self.loop.tape.play(theta)
+            if played is None:
+                raise Astray
+            found, (value, gradient) = None, played
+        else:
+            again = self.known is not None and np.array_equal(theta, self.begin.start)
+            found = self.known if again else self.loop.evaluate(theta)
+            assert found is not None
+            value, gradient = self._difference(found), as_vector(found.gradient)
+            self.loop.tape.record(theta, value, gradient)
+        if not self.tried and not self.accepted:
+            self.unit = self._unit(theta, gradient)
+        self.tried.append((theta.copy(), found, value))
+        return value / self.unit, gradient / self.unit
+
+    def accept(self, intermediate_result: Any) -> None:
+        """SciPy took a step."""
+        theta = intermediate_result.x
+        same = [tried for tried in self.tried if np.array_equal(tried[0], theta)]
+        found = same[-1][1] if same else None
+        if same:
+            self.value = same[-1][2]
+        self.accepted += 1
+        self.tried.clear()
+        if self.accepted <= int(self.begin.accepted):
+            self.at = self.loop.current
+            return
+        found = self.loop.evaluate(theta) if found is None else found
+        before, self.at = self.loop.current, found
+        self.loop.optimizer_state = eqx.tree_at(
+            lambda s: s.accepted, self.begin, np.asarray(self.accepted)
+        )
+        if before is not None:
+            lowered = float(before.value) - float(found.value)
+            size = max(abs(float(before.value)), abs(float(found.value)))
+            self.loop.settled = lowered <= self.optimizer.ftol * size and self.optimizer.ftol > 0
+        self.loop.accept(found)
+        if self.loop.settled:
+            raise Finished
+
+    def _difference(self, found: Evaluation) -> float:
+        """φ(found), but for a constant; its change as the gradients say, ½ (g + g')ᵀ s, where the
+        values cannot."""
+        if self.at is None:
+            self.at, self.value = found, self._origin(found)
+            return self.value
+        change = float(found.value) - float(self.at.value)
+        if abs(change) <= self.loop.judge.noise(self.at, found):
+            step = as_vector(found.theta) - as_vector(self.at.theta)
+            mean = 0.5 * (as_vector(found.gradient) + as_vector(self.at.gradient))
+            change = float(mean @ step)
+        return self.value + change
+
+    def _origin(self, found: Evaluation) -> float:
+        """φ itself, exact to the last bit also where it goes to zero, unless a constant in it hides
+        what a step changes."""
+        theta = as_vector(found.theta)
+        step = self.loop.judge.slope(found) * (float(np.linalg.norm(theta)) or 1.0)
+        value = float(found.value)
+        return value if abs(value) <= CONSTANT * step else 0.0
+
+    def _unit(self, theta: Vector, gradient: Vector) -> float:
+        size = float(np.linalg.norm(self.loop.box.projected(theta, gradient)))
+        return size / FIRST if 0 < size < np.inf else 1.0
+
+
+def _retreat(start: Vector, reach: float, retreats: int, sharpenings: int) -> Retreat:
+    whole = (np.asarray(n) for n in (retreats, sharpenings, 0))
+    return Retreat(start, np.asarray(float(reach)), *whole)
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -138,6 +280,17 @@ class Optax(AbstractOptimizer):
     @property
     def fraction(self) -> float:
         return 0.1
+
+    @property
+    def label(self) -> str:
+        """Settings hide in closures: the updates for three fixed gradients show them."""
+        theta = jnp.linspace(0.5, 1.5, 3)
+        state, sizes = tree.as_arrays(self.transformation.init(theta)), []
+        for gradient in (theta, -0.1 * theta**2, 10.0 * jnp.cos(theta)):
+            moved, state = _update(self._extended(), gradient, state, theta, jnp.ones(()))
+            sizes.append(tree.norm(tree.sub(moved, theta)))
+            theta = moved
+        return f"Optax with steps of {', '.join(f'{float(size):.5g}' for size in sizes)}"
 
     def init(self, theta: Any) -> Any:
         state = tree.as_arrays(self.transformation.init(theta))

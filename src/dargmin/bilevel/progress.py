@@ -9,6 +9,9 @@ from typing import Any
 PATIENCE = 1.5
 """Seconds before anything is shown."""
 
+WIDTH = 78
+"""Of a line: with the spinner it fits on 80 columns."""
+
 
 @functools.cache
 def console() -> Any:
@@ -34,10 +37,11 @@ class Display:
         if not self.usable or time.perf_counter() - self.begin < PATIENCE:
             return
         text = (
-            f"outer step {row['step']:.0f}/{self.steps}   value {row['value']:.6g}   "
-            f"gradient {row['gradient_norm']:.1e}   certified error {row['error']:.0e}   "
-            f"cost {self.cost:.0f}"
+            f"step {row['step']:.0f}/{self.steps}  value {row['value']:.5g}  "
+            f"gradient {row['gradient_norm']:.0e}  error {row['error']:.0e}  "
+            f"cost {self.cost:.2g}"
         )
+        text = text[:WIDTH]
         if self.line is None:
             self.line = console().status(text)
             self.line.start()

@@ -29,7 +29,8 @@ class PenaltyCertificate(NamedTuple):
     Attributes
     ----------
     error : float
-        Estimated relative error of the hypergradient at the penalties.
+        Estimated relative error of the hypergradient at the penalties; 0 where gradient and error
+        are zero but for rounding, as where the loss does not depend on the penalties.
     gradient_norm : float
         Norm of the gradient of the validation loss in the log penalties (projected on their
         bounds), where the tuning ended.
@@ -190,20 +191,34 @@ FLAT = 1e-3
 """A validation loss that changes by less than that, relatively, for a penalty e times as large."""
 
 
+ZERO = 1e-10
+"""A gradient that is below that share of the loss, as is its error, is zero."""
+
+
 def _certificate(tuned: Tuned) -> PenaltyCertificate:
     is_one_of = lambda *statuses: any(bool(tuned.status == status) for status in statuses)
     settled = tuned.coefficient_error <= 1e-6
     # Where nothing can be gained any more, no direction of descent can be certified either.
     flat = tuned.gradient_norm <= FLAT * abs(tuned.value)
-    ok = settled and (
-        is_one_of(Status.ok, Status.weakly_active)
-        or (flat and is_one_of(Status.accuracy_not_reached))
-    )
-    message = "ok" if ok else describe(tuned.status)
+    # The loss is a sum of squares or of logarithms: it is as large as what cancels in its gradient.
+    zero = max(tuned.slope, tuned.slope_error) <= ZERO * abs(tuned.value)
+    fine = zero or is_one_of(Status.ok, Status.weakly_active)
+    fine = fine or (flat and is_one_of(Status.accuracy_not_reached, Status.steps_spent))
+    known = tuned.slope_error <= FLAT * abs(tuned.value) or 3 * tuned.slope_error <= tuned.slope
+    ok = settled and fine and known
+    failed = Status.accuracy_not_reached if fine else tuned.status
+    message = "ok" if ok else describe(failed)
+    if not fine and is_one_of(Status.steps_spent):
+        message = "max_iter steps were not enough: the loss still falls. Raise max_iter."
     if not settled:
         message = f"The fit has not settled: the last correction was {tuned.coefficient_error:.0e}."
+    error = tuned.slope_error / tuned.slope if tuned.slope > 0 else np.inf
     return PenaltyCertificate(
-        tuned.error, tuned.gradient_norm, tuned.coefficient_error, ok, message
+        error=0.0 if zero else error,
+        gradient_norm=0.0 if zero else tuned.gradient_norm,
+        coefficient_error=tuned.coefficient_error,
+        ok=ok,
+        message=message,
     )
 
 

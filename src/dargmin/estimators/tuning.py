@@ -27,6 +27,7 @@ from dargmin.estimators.folds import Folds
 from dargmin.estimators.posing import Posed, pose
 from dargmin.linear import Auto
 from dargmin.modes import Implicit
+from dargmin.status import Status
 
 STRONGEST, WEAKEST = 1e4, 1e-7
 """Bounds of the squared-norm penalty, relative to the mean square of a feature."""
@@ -91,13 +92,16 @@ class Tuned:
     """What was learnt: θ = log penalty of the mean loss, in the units of the table.
 
     `x` is the fit to all rows; `coefficient_error` the last change of it relative to its size;
-    `guard_losses` the mean loss of the rows that were left out, after each step of stage 2."""
+    `guard_losses` the mean loss of the rows that were left out, after each step of stage 2;
+    `slope` and `slope_error` the norm of the gradient at θ, on the bounds too, and its certified
+    absolute error."""
 
     theta: Float[np.ndarray, "r p"]
     x: Float[np.ndarray, "d m"]
     value: float
     status: Any
-    error: float
+    slope: float
+    slope_error: float
     gradient_norm: float
     coefficient_error: float
     guard_losses: Float[np.ndarray, " steps"] | None
@@ -251,14 +255,21 @@ class Tuner:
             theta=theta,
             x=np.asarray(x[-1]),
             value=float(exact.value),
-            status=found.status,
-            error=_last(exact.history["error"]),
+            status=self._status(found),
+            slope=float(np.linalg.norm(np.asarray(exact.gradient))),
+            slope_error=float(exact.error),
             gradient_norm=_last(found.history["gradient_norm"]),
             coefficient_error=change,
             guard_losses=losses,
             stage=stage,
             history=_as_columns(self.history),
         )
+
+    def _status(self, found: bilevel.BilevelSolution) -> Any:
+        """Spending the steps that the guard allows is what was wanted."""
+        early = len(found.history) <= self.request.steps
+        spent = bool(found.status == Status.steps_spent)
+        return Status.ok if spent and early else found.status
 
     def _bounds(self) -> tuple[Float[np.ndarray, "r p"], Float[np.ndarray, "r p"]]:
         """Of θ, for each group from the features in it."""

@@ -85,7 +85,7 @@ def run_late(loop: Loop, init: PyTree, mode: LateStart, *, lag: int, rejects: bo
     remains = lambda state: state[0] < total
     segment = segment_length(count, mode.checkpoint)
     _, replay = _repeat(loop.step, remains, late, count, segment)
-    moved = _moves(frozen, late, end) if rejects else jnp.asarray(True)
+    moved = _moves(frozen, late, total) > lag if rejects else jnp.asarray(True)
     arrays, rest = eqx.partition(end, eqx.is_inexact_array)
     replay = eqx.filter(replay, eqx.is_inexact_array)
     return eqx.combine(_with_derivative_of(arrays, replay, moved), rest)
@@ -145,11 +145,18 @@ def _window(
     return max(max_steps - start, 1 + lag), lambda t: t <= start, start_of
 
 
-def _moves(frozen: Loop, late: State, end: PyTree) -> Bool[Array, ""]:
-    """Whether y moves after the first late step, which goes where it was sent before."""
-    (sent, *_), (last, *_) = frozen.step(late)[1], end
-    stays = jax.tree.map(lambda u, v: jnp.all(u == v), sent, last)
-    return ~jnp.all(jnp.stack(jax.tree.leaves(stays)))
+def _moves(frozen: Loop, late: State, total: Int[Array, ""]) -> Int[Array, ""]:
+    """How many late steps move y. The first that does goes where it was sent before, to a point
+    that is held constant: θ is in y only if more steps move it than y is known in advance."""
+
+    def advance(states: tuple[State, Array]) -> tuple[State, Array]:
+        now, moves = states
+        following = frozen.step(now)
+        same = jax.tree.map(lambda u, v: jnp.all(u == v), following[1][0], now[1][0])
+        moved = ~jnp.all(jnp.stack(jax.tree.leaves(same)))
+        return following, moves + moved.astype(moves.dtype)
+
+    return jax.lax.while_loop(lambda s: s[0][0] < total, advance, (late, jnp.asarray(0)))[1]
 
 
 @jax.custom_jvp

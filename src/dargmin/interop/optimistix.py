@@ -10,22 +10,19 @@ from importlib.metadata import version
 from typing import Any
 
 import equinox as eqx
-import jax
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, PyTree
 
 from dargmin import modes, tree
 from dargmin.interop.loop import Loop, run, run_late, run_unrolled
 from dargmin.linear import AbstractLinearSolver
+from dargmin.methods.adapters import COMPARING, SEARCHING, found, may_reject
 from dargmin.problems import AbstractProblem, FixedPoint, Objective, Root
 from dargmin.solve import attach
 from dargmin.types import LinearMap
 
 __all__ = ["Implicit", "LateStart", "Neumann", "Unrolled"]
 
-# Solvers with a search: a step moves to the point that the step before it proposed, or rejects it.
-_SEARCHING = (optx.AbstractGradientDescent, optx.AbstractQuasiNewton, optx.AbstractGaussNewton)
-_COMPARING = (optx.NelderMead, optx.Bisection, optx.GoldenSearch)
 _KEEPING_THE_BEST = (
     optx.BestSoFarMinimiser,
     optx.BestSoFarLeastSquares,
@@ -100,7 +97,7 @@ class LateStart(optx.AbstractAdjoint):
     ) -> PyTree:
         fn, solver, *rest = _checked(inputs)
         _refuse_comparing(self.mode, solver)
-        if best := _found(solver, _KEEPING_THE_BEST):
+        if best := found(solver, _KEEPING_THE_BEST):
             raise ValueError(
                 f"LateStart makes no sense with {type(best[0]).__name__}, whose best point may lie "
                 "before the start. Use the solver that it wraps, or Unrolled() or Implicit()."
@@ -109,7 +106,7 @@ class LateStart(optx.AbstractAdjoint):
         def while_loop(cond: Callable, body: Callable, init: PyTree, *, max_steps: Any) -> PyTree:
             # What the body closes over, and may be differentiated, becomes a leaf of it.
             loop = Loop(cond, eqx.filter_closure_convert(body, init), max_steps)
-            lag, rejects = (1 if _found(solver, _SEARCHING) else 0), _may_reject(solver)
+            lag, rejects = (1 if found(solver, SEARCHING) else 0), may_reject(solver)
             return run_late(loop, tree.stop_gradient(init), self.mode, lag=lag, rejects=rejects)
 
         return primal_fn((fn, tree.stop_gradient(solver), *rest, while_loop))
@@ -193,19 +190,8 @@ def _half_sum_of_squares(fn: Callable, y: PyTree, theta: PyTree) -> Array:
     return 0.5 * tree.dot(residuals, residuals)
 
 
-def _found(solver: Any, kinds: tuple[type, ...]) -> list[Any]:
-    """The solvers of these kinds in `solver`, which may wrap another."""
-    leaves = jax.tree.leaves(solver, is_leaf=lambda node: isinstance(node, kinds))
-    return [node for node in leaves if isinstance(node, kinds)]
-
-
-def _may_reject(solver: Any) -> bool:
-    """Whether a step may leave y where it is; a constant learning rate rejects nothing."""
-    return any(not isinstance(s.search, optx.LearningRate) for s in _found(solver, _SEARCHING))
-
-
 def _refuse_comparing(mode: modes.AbstractMode, solver: Any) -> None:
-    for comparing in _found(solver, _COMPARING):
+    for comparing in found(solver, COMPARING):
         raise ValueError(
             f"{type(mode).__name__} makes no sense with {type(comparing).__name__}, which only "
             "compares values: every derivative of its steps is zero. Use Implicit()."

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import optimistix as optx
+from jaxtyping import Array, Bool
 
 from dargmin import tree
 from dargmin.methods.base import AbstractMethod
@@ -72,8 +73,10 @@ class FromOptimistix(AbstractMethod):
     """One step of an Optimistix solver: a minimiser for an `Objective`, a root finder for a `Root`,
     a fixed-point solver for a `FixedPoint`.
 
-    Steps of BFGS and the like may be rejected trials, which leave x where it was: `LateStart` with
-    few steps then sees nothing. The residual is evaluated on top of each step.
+    Steps of BFGS and the like may be rejected trials, which leave x where it was. Where all that is
+    differentiated was rejected, and with solvers that only compare values, the derivative is NaN.
+    The residual is evaluated on top of each step. What the solver itself holds (a learning rate)
+    is a constant of the derivative, unless `Unrolled(hyperparameters=True)`.
 
     Parameters
     ----------
@@ -113,11 +116,39 @@ class FromOptimistix(AbstractMethod):
         x, state, _ = self.solver.step(function, x, theta, {}, state, frozenset())
         return x, state, problem.residual(x, theta)
 
+    @property
+    def lag(self) -> int:
+        return 1 if found(self.solver, SEARCHING) else 0
+
+    def stays(self, x: Point, state: Any, following: tuple[Point, Any]) -> Bool[Array, ""]:
+        if found(self.solver, COMPARING):
+            return jnp.asarray(True)
+        if not may_reject(self.solver):
+            return jnp.asarray(False)
+        same = jax.tree.map(lambda u, v: jnp.all(u == v), x, following[0])
+        return jnp.all(jnp.stack(jax.tree.leaves(same)))
+
+
+# Solvers with a search: a step moves to the point that the step before it proposed, or rejects it.
+SEARCHING = (optx.AbstractGradientDescent, optx.AbstractQuasiNewton, optx.AbstractGaussNewton)
+COMPARING = (optx.NelderMead, optx.Bisection, optx.GoldenSearch)
+
+
+def found(solver: Any, kinds: tuple[type, ...]) -> list[Any]:
+    """The solvers of these kinds in an Optimistix solver, which may wrap another."""
+    leaves = jax.tree.leaves(solver, is_leaf=lambda node: isinstance(node, kinds))
+    return [node for node in leaves if isinstance(node, kinds)]
+
+
+def may_reject(solver: Any) -> bool:
+    """Whether a step may leave y where it is; a constant learning rate rejects nothing."""
+    return any(not isinstance(s.search, optx.LearningRate) for s in found(solver, SEARCHING))
+
 
 def _as_optimistix(problem: AbstractProblem) -> Any:
     """(y, args) -> (out, aux), as Optimistix has it."""
     if isinstance(problem, Objective):
         return lambda y, args: (jnp.asarray(problem.value(y, args)), None)
     if isinstance(problem, FixedPoint):
-        return lambda y, args: (problem.A(y, args), None)
+        return lambda y, args: (problem.image(y, args), None)
     return lambda y, args: (problem.residual(y, args), None)

@@ -27,7 +27,8 @@ class DerivativeKernel(AbstractMethod):
     Parameters
     ----------
     mu, L : float, 0 < mu <= L
-        Bounds of the spectrum of the Hessian. Too small an L diverges.
+        Bounds of the spectrum of the Hessian. Too small an L diverges. These and alpha are
+        constants of the derivative, unless `Unrolled(hyperparameters=True)`.
     alpha : float, > -1/2
         Exponent of the spectral density: 1/2 uniform; 0 Chebyshev's, whose derivative is within a
         factor of about 2 of the best in the worst case, but whose x_t overshoots by up to

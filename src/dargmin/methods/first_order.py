@@ -1,7 +1,10 @@
 """Gradient descent, heavy ball, Nesterov, Chebyshev: first-order methods.
 
 Each class is one update: its docstring is the formula, `step` is the formula in code. ∇f stands
-for the residual F, so that every method also runs on root-finding and fixed-point problems."""
+for the residual F, so that every method also runs on root-finding and fixed-point problems.
+
+Step sizes, momenta and bounds of the spectrum are constants of every derivative, also where they
+are computed from θ; `Unrolled(hyperparameters=True)` differentiates them too."""
 
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dargmin import tree
-from dargmin.methods.base import AbstractMethod, positive
+from dargmin.methods.base import AbstractMethod, positive, real
 from dargmin.methods.curvature import Curvature, estimated_curvature
 from dargmin.polynomials.checks import as_reals, check_spectrum
 from dargmin.polynomials.recurrence import (
@@ -31,7 +34,8 @@ class GradientDescent(AbstractMethod):
     ----------
     step_size : float, optional
         h, below 2/L. If None, 1/L̂ with L̂ estimated at x0 and raised where the iterates meet
-        more curvature than that."""
+        more curvature than that. Either way a constant of the derivative, unless
+        `Unrolled(hyperparameters=True)`."""
 
     step_size: Float[Array, "*batch"] | None
     curvature: Curvature | None
@@ -64,7 +68,7 @@ class HeavyBall(AbstractMethod):
     Parameters
     ----------
     step_size, momentum : float
-        h and m.
+        h and m, constants of the derivative unless `Unrolled(hyperparameters=True)`.
     start : "corrected" or "plain"
         The first step is h/(1 + m) long, or h. The plain one has a burn-in of order κ^{3/2},
         where the corrected one has κ (κ = L/μ)."""
@@ -77,7 +81,7 @@ class HeavyBall(AbstractMethod):
         if start not in ("corrected", "plain"):
             raise ValueError(f'HeavyBall(start={start!r}): allowed are "corrected" and "plain".')
         self.step_size = positive(step_size, type(self).__name__)
-        self.momentum = jnp.asarray(momentum)
+        self.momentum = real(momentum, type(self).__name__, "momentum")
         self.start = start
 
     @classmethod
@@ -109,14 +113,15 @@ class Nesterov(AbstractMethod):
     Parameters
     ----------
     step_size, momentum : float
-        h and β. Use `Nesterov.tuned(mu, L)`, or `Nesterov.convex()` where μ is not known."""
+        h and β. Use `Nesterov.tuned(mu, L)`, or `Nesterov.convex()` where μ is not known.
+        Constants of the derivative, unless `Unrolled(hyperparameters=True)`."""
 
     step_size: Float[Array, "*batch"]
     momentum: Float[Array, "*batch"]
 
     def __init__(self, step_size: ArrayLike, momentum: ArrayLike):
         self.step_size = positive(step_size, type(self).__name__)
-        self.momentum = jnp.asarray(momentum)
+        self.momentum = real(momentum, type(self).__name__, "momentum")
 
     @classmethod
     def tuned(cls, mu: ArrayLike, L: ArrayLike) -> Any:
@@ -151,7 +156,7 @@ class ConvexNesterov(AbstractMethod):
     Parameters
     ----------
     step_size : float, optional
-        h. Estimated as in `GradientDescent` if None.
+        h. Estimated as in `GradientDescent` if None, and a constant of the derivative as there.
 
     References
     ----------
@@ -196,7 +201,8 @@ class Chebyshev(AbstractMethod):
     Parameters
     ----------
     mu, L : float
-        Bounds of the spectrum of the Hessian. 5 % too small an L diverges.
+        Bounds of the spectrum of the Hessian. 5 % too small an L diverges. Constants of the
+        derivative, unless `Unrolled(hyperparameters=True)`.
 
     Raises
     ------

@@ -24,6 +24,7 @@ class ProximalGradient(AbstractMethod):
     ----------
     step_size : float, optional
         h, at most 1/L. If None, the problem's, lowered where the iterates meet more curvature.
+        Either way a constant of the derivative, unless `Unrolled(hyperparameters=True)`.
     accelerate : bool
         Momentum with restart. Without restart the derivative lags far behind the iterate.
 

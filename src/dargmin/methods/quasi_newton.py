@@ -1,17 +1,17 @@
 """L-BFGS: one gradient a step, and the curvature from how the gradients change."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.cost import Cost
 from dargmin.linear import scaling
-from dargmin.methods.base import AbstractMethod
+from dargmin.methods.base import AbstractMethod, with_derivative_of
 from dargmin.methods.line_search import Landing, armijo
 from dargmin.problems import AbstractProblem, Objective
 from dargmin.types import Parameters, Point
@@ -23,7 +23,8 @@ class LBFGS(AbstractMethod):
     H_t is the inverse Hessian of least change that maps the changes of the gradient to the steps;
     a_t is the first of 1, ½, ¼, ... that decreases f enough (Armijo). Where the Hessian at x_0 has
     a diagonal of large spread, as with features of different units, the coordinates are scaled by
-    it first.
+    it first. What is computed from the iterates is differentiated; a_t and that scale are
+    constants of the derivative.
 
     Parameters
     ----------
@@ -56,12 +57,11 @@ class LBFGS(AbstractMethod):
         here = Landing.at(problem, x, theta)
         gradient = self._scaled(here.gradient)
         # the curvature along the gradient: the first step is as long as a line search would make it
-        direction = tree.stop_gradient(self._direction(gradient, x))
-        frozen, x, theta = tree.stop_gradient((problem, x, theta))
-        curvature = tree.dot(direction, frozen.linear_system(x, theta).operator(direction))
-        squared = jax.lax.stop_gradient(jnp.vdot(gradient, gradient))
+        direction = self._direction(gradient, x)
+        curvature = tree.dot(direction, problem.linear_system(x, theta).operator(direction))
+        squared = jnp.vdot(gradient, gradient)
         exact = squared / jnp.where(curvature > 0, curvature, 1)
-        unit = 1 / jnp.where(squared > 0, jnp.sqrt(squared), 1)
+        unit = 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1))
         gamma = jnp.where(curvature > 0, exact, unit)
         memory = _Memory.empty(self.memory, gradient, gamma)
         return here, memory, Cost(gradients=1, products=1)
@@ -77,6 +77,16 @@ class LBFGS(AbstractMethod):
         there = armijo(problem, theta, here, direction)
         memory = memory.after(-there.size * step, gradient, self._scaled(there.gradient))
         return there.x, (there, memory, cost + Cost(gradients=there.trials)), there.gradient
+
+    def refresh(self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters) -> Any:
+        assert isinstance(problem, Objective)
+        here, memory, cost = state
+        here = here.refreshed(problem, theta)
+        return here, memory.refreshed(self._scaled(here.gradient)), cost
+
+    def stays(self, x: Point, state: Any, following: tuple[Point, Any]) -> Bool[Array, ""]:
+        _, (there, _, _) = following
+        return there.size == 0
 
     def cost(self, state: Any, steps: Any) -> Cost:
         return state[2]
@@ -110,6 +120,13 @@ class _Memory(eqx.Module):
         rows, square = jnp.zeros((m, gradient.size), kind), jnp.zeros((m, m), kind)
         none = jnp.zeros(m, kind)
         return cls(rows, rows, square, square, none, none, gamma.astype(kind), jnp.asarray(0))
+
+    def refreshed(self, gradient: Float[Array, " d"]) -> "_Memory":
+        """The same, with the derivative of the products with the gradient at the last end."""
+        Sg, Yg = with_derivative_of(
+            (self.Sg, self.Yg), (self.steps @ gradient, self.changes @ gradient)
+        )
+        return dataclasses.replace(self, Sg=Sg, Yg=Yg)
 
     def times(self, gradient: Float[Array, " d"]) -> Float[Array, " d"]:
         """H g, for the gradient that S g and Y g belong to.

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.cost import Cost
@@ -53,6 +53,10 @@ class ConjugateGradient(AbstractMethod):
         size = jnp.maximum(size, jnp.maximum(product, jnp.sqrt(jax.lax.stop_gradient(rho))))
         return following, (p, rho, size), gradient
 
+    def stays(self, x: Point, state: Any, following: tuple[Point, Any]) -> Bool[Array, ""]:
+        _, (_, rho, _) = following
+        return rho == 0
+
     def cost(self, state: Any, steps: Any) -> Cost:
         return Cost(gradients=steps, products=steps)
 
@@ -63,7 +67,8 @@ class NewtonCG(AbstractMethod):
     The linear solve is as inexact as superlinear convergence allows, ‖r‖ ≤ η_t ‖∇f‖ with η_0 = η
     and η_t = min(η, 0.9 ‖∇f(x_t)‖²/‖∇f(x_{t-1})‖²), and stops at negative curvature; a_t is the
     first of 1, ½, ¼, ... that decreases f enough (Armijo). The diagonal of the Hessian is the
-    preconditioner where it pays. The derivative of a step is that of the exact Newton direction.
+    preconditioner where it pays. The derivative of a step is that of the exact Newton direction,
+    with a_t held constant.
 
     Parameters
     ----------
@@ -105,6 +110,15 @@ class NewtonCG(AbstractMethod):
         there = armijo(problem, theta, here, direction)
         cost = cost + Cost(gradients=there.trials, products=products)
         return there.x, (there, norm, cost), there.gradient
+
+    def refresh(self, problem: AbstractProblem, x: Point, state: Any, theta: Parameters) -> Any:
+        assert isinstance(problem, Objective)
+        here, previous, cost = state
+        return here.refreshed(problem, theta), previous, cost
+
+    def stays(self, x: Point, state: Any, following: tuple[Point, Any]) -> Bool[Array, ""]:
+        _, (there, _, _) = following
+        return there.size == 0
 
     def cost(self, state: Any, steps: Any) -> Cost:
         return state[2]

@@ -31,7 +31,8 @@ class Sobolev(AbstractMethod):
     ----------
     mu, L : float, 0 < mu <= L
         Bounds of the spectrum of the Hessian. 5 % too small an L diverges; 50 % too large an L
-        costs 10 % more steps.
+        costs 10 % more steps. These, alpha and eta are constants of the derivative, unless
+        `Unrolled(hyperparameters=True)`.
     alpha : float, > -1/2
         Exponent of the spectral density: 0 Chebyshev's, 1/2 uniform. Up to 1/4 there is hardly a
         burn-in on quadratics (benchmarks/methods.py has the exceptions); from 1/2, the iterates do

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from dargmin import tree
 from dargmin.loop import Carry, Run, freeze, late_start, segment_length, unroll
-from dargmin.modes.base import AbstractMode, conclude, is_whole
+from dargmin.modes.base import AbstractMode, conclude, is_whole, withhold
 from dargmin.solution import Solution
 from dargmin.types import Point
 
@@ -37,8 +37,9 @@ class Unrolled(AbstractMode):
         if not self.hyperparameters:
             run = Run(run.problem, tree.stop_gradient(run.method), run.theta)
         length = segment_length(steps, self.checkpoint)
-        carry = unroll(run, run.begin(x0), steps, tol=tol, checkpoint=length)
-        return conclude(run, carry, tol)
+        begin = run.begin(x0)
+        carry = unroll(run, begin, steps, tol=tol, checkpoint=length)
+        return conclude(run, carry, tol, _if_moved(run, begin, carry, throw))
 
 
 class LateStart(AbstractMode):
@@ -99,17 +100,19 @@ class LateStart(AbstractMode):
                 # Stopped at N <= K already: take back the last step, and differentiate that.
                 over = (carry.steps > 0) & (carry.residual <= tol)
                 carry = tree.where(over, before, carry)
-            return self._finish(run, carry, steps - self.start, tol, inner_tol=tol)
+            return self._finish(run, carry, steps - self.start, tol, throw, inner_tol=tol)
         # N is known before the differentiated steps begin: the tolerance has done its work.
         if self.last is not None:
             limit = jnp.asarray(steps)
             if tol is not None:
                 limit = freeze(run, begin, steps, tol)[0].steps
-            carry, _ = freeze(run, begin, jnp.maximum(limit - self.last, 0), None)
-            return self._finish(run, carry, self.last, tol, limit=None if tol is None else limit)
+            last = min(self.last + run.method.lag, steps)
+            carry, _ = freeze(run, begin, jnp.maximum(limit - last, 0), None)
+            limit = None if tol is None else limit
+            return self._finish(run, carry, last, tol, throw, limit=limit)
         end, _ = freeze(run, begin, steps, tol)
         carry, _ = freeze(run, begin, late_start(run, begin, end), None)
-        return self._finish(run, carry, steps, tol, limit=end.steps)
+        return self._finish(run, carry, steps, tol, throw, limit=end.steps)
 
     def _finish(
         self,
@@ -117,15 +120,16 @@ class LateStart(AbstractMode):
         carry: Carry,
         steps: int,
         tol: Float[Array, ""] | None,
+        throw: bool,
         *,
         limit: Int[Array, ""] | None = None,
         inner_tol: Float[Array, ""] | None = None,
     ) -> Solution:
         """Differentiate the last steps, from a carry that is held constant."""
-        carry = tree.stop_gradient(carry)
+        carry = run.refresh(carry)
         length = segment_length(steps, self.checkpoint)
         end = unroll(run, carry, steps, limit=limit, tol=inner_tol, checkpoint=length)
-        return conclude(run, end, tol, start=carry.steps)
+        return conclude(run, end, tol, _if_moved(run, carry, end, throw), start=carry.steps)
 
     def _check(self, steps: int) -> None:
         if isinstance(self.start, int) and self.start >= steps:
@@ -138,6 +142,19 @@ class LateStart(AbstractMode):
                 f"LateStart(last={self.last}) needs 1 <= last <= steps, but steps={steps}. "
                 "Raise `steps`, lower `last`, or use Unrolled() to differentiate every step."
             )
+
+
+STAYED = (
+    "Every step that is differentiated left x where it was (a search that rejected what it tried, "
+    "or nothing left to do), so that the derivative would be zero. Use Implicit(), or "
+    "differentiate more steps."
+)
+
+
+def _if_moved(run: Run, begin: Carry, end: Carry, throw: bool) -> Point:
+    """x_T, with no derivative where no differentiated step that knows θ moved it."""
+    stayed = (end.steps > begin.steps) & (end.moves - begin.moves <= run.method.lag)
+    return withhold(end.x, stayed, STAYED, throw)
 
 
 def _check_checkpoint(checkpoint: int | str | None) -> None:

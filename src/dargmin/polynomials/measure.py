@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dargmin.polynomials.checks import check_steps
+from dargmin.polynomials.checks import as_reals, check_steps, on_host
 
 
 class MeasurePolynomials(eqx.Module):
@@ -33,8 +33,9 @@ class MeasurePolynomials(eqx.Module):
     phi: Float[Array, " K"]
     steps: int = eqx.field(static=True)
 
-    def __call__(self, lam: Float[Array, "*n"]) -> Float[Array, "times *n"]:
+    def __call__(self, lam: ArrayLike) -> Float[Array, "times *n"]:
         """P_0(λ), ..., P_T(λ)."""
+        (lam,) = as_reals(lam)
         degree = self.phi.size
         basis = jnp.zeros((degree + 1, *lam.shape), lam.dtype).at[0].set(1)
 
@@ -80,15 +81,15 @@ def sobolev_for_measure(
     ----------
     Gautschi and Zhang (1995), Computing orthogonal polynomials in Sobolev spaces; Brubeck,
     Nakatsukasa, Trefethen (2021), arXiv:1911.09988, for Vandermonde with Arnoldi."""
-    check_steps(steps)
-    lam, w = np.asarray(nodes, np.float64), np.asarray(weights, np.float64)
+    steps = check_steps(steps)
+    lam, w, weight = on_host("sobolev_for_measure", nodes, weights, eta)
     finite = np.all(np.isfinite(lam)) and np.all((w > 0) & (w < np.inf))
-    if lam.ndim != 1 or lam.shape != w.shape or not finite:
+    if lam.ndim != 1 or lam.size == 0 or lam.shape != w.shape or not finite:
         raise ValueError(
             "A measure is finite nodes and as many positive weights, two vectors, but nodes has "
             f"shape {lam.shape} and weights has shape {w.shape}, or a value is out of range."
         )
-    if not 0 <= eta < np.inf:
+    if weight.ndim != 0 or not 0 <= weight < np.inf:
         raise ValueError(f"eta={eta}, but the weight of P'² must be finite and not negative.")
     root = np.sqrt(w / w.sum())
     values, slopes = [root], [0 * root]  # √w p_k(λ_i) and √w p_k'(λ_i)

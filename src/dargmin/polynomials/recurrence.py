@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from dargmin.polynomials.checks import as_reals, check_alpha, check_spectrum, check_steps
+from dargmin.polynomials.checks import (
+    as_reals,
+    check_alpha,
+    check_finite,
+    check_scalar,
+    check_spectrum,
+    check_steps,
+)
 
 
 class Recurrence(eqx.Module):
@@ -24,8 +31,9 @@ class Recurrence(eqx.Module):
     momenta: Float[Array, " T"]
     extrapolations: Float[Array, " T"]
 
-    def __call__(self, lam: Float[Array, "*n"]) -> Float[Array, "times *n"]:
+    def __call__(self, lam: ArrayLike) -> Float[Array, "times *n"]:
         """P_0(λ), ..., P_T(λ)."""
+        (lam,) = as_reals(lam)
 
         def advance(carry, coefficients):
             h, m, e = coefficients
@@ -123,7 +131,9 @@ def gegenbauer(mu: ArrayLike, L: ArrayLike, alpha: ArrayLike, steps: int) -> Rec
     mu, L, alpha = as_reals(mu, L, alpha)
     check_spectrum(mu, L)
     check_alpha(alpha)
-    check_steps(steps)
+    for name, value in (("mu", mu), ("L", L), ("alpha", alpha)):
+        check_scalar(name, value)
+    steps = check_steps(steps)
     roots = _roots(spectral_gap(mu, L), alpha, steps)
     step_sizes, momenta = gegenbauer_coefficients(roots, mu, L)
     return Recurrence(step_sizes, momenta, jnp.zeros_like(roots))
@@ -181,5 +191,8 @@ def _roots(gap: Float[Array, ""], alpha: Float[Array, ""], steps: int) -> Float[
 
 
 def _constant_coefficients(steps: int, *values: ArrayLike) -> list[Float[Array, " T"]]:
-    check_steps(steps)
-    return [jnp.full(steps, value) for value in as_reals(*values)]
+    steps, reals = check_steps(steps), as_reals(*values)
+    for value in reals:
+        check_scalar("A step size or momentum", value)
+        check_finite("A step size or momentum", value)
+    return [jnp.full(steps, value) for value in reals]

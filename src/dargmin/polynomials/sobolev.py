@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 from dargmin.polynomials.checks import (
     as_reals,
     check_alpha,
+    check_scalar,
     check_spectrum,
     check_steps,
     holds,
@@ -127,8 +128,9 @@ class SobolevPolynomials(eqx.Module):
 
     coefficients: SobolevCoefficients
 
-    def __call__(self, lam: Float[Array, "*n"]) -> Float[Array, "times *n"]:
+    def __call__(self, lam: ArrayLike) -> Float[Array, "times *n"]:
         """P_0(λ), ..., P_T(λ)."""
+        (lam,) = as_reals(lam)
 
         def advance(carry, c):
             (y1, y2), (v1, v2), p = carry
@@ -158,8 +160,10 @@ def sobolev(
     ------
     ValueError
         If not 0 < mu <= L, or alpha <= -1/2, or eta <= 0, or steps < 1."""
-    check_steps(steps)
-    return SobolevPolynomials(_coefficients(SobolevRecurrence(mu, L, alpha, eta), steps))
+    steps, recurrence = check_steps(steps), SobolevRecurrence(mu, L, alpha, eta)
+    for name in ("mu", "L", "alpha", "eta"):
+        check_scalar(name, getattr(recurrence, name))
+    return SobolevPolynomials(_coefficients(recurrence, steps))
 
 
 @eqx.filter_jit

@@ -69,6 +69,10 @@ class AbstractProblem(eqx.Module):
     def linear_system(self, x: Point, theta: Parameters) -> LinearSystem:
         """How to solve ∂ₓF(x, θ) u = r."""
 
+    def aux(self, x: Point, theta: Parameters) -> Any:
+        """What the problem's function returns besides its value (`has_aux=True`), or None."""
+        return None
+
     @abstractmethod
     def convert_closures(self, x: Point, theta: Parameters) -> Any:
         """The same problem with all that its functions close over among its leaves.
@@ -131,6 +135,9 @@ class Objective(AbstractProblem):
             )
         return value
 
+    def aux(self, x: Point, theta: Parameters) -> Any:
+        return self.f(x, theta)[1] if self.has_aux else None
+
     def residual(self, x: Point, theta: Parameters) -> Point:
         return jax.grad(self.value)(x, theta)
 
@@ -163,17 +170,28 @@ class Objective(AbstractProblem):
 
 
 class FixedPoint(AbstractProblem):
-    """x*(θ) = A(x*(θ), θ), by F(x, θ) = x - A(x, θ)."""
+    """x*(θ) = A(x*(θ), θ), by F(x, θ) = x - A(x, θ).
+
+    Parameters
+    ----------
+    A : callable, (x, theta) -> pytree like x
+    has_aux : bool
+        Whether A returns (image, auxiliary data)."""
 
     A: PointFunction
+    has_aux: bool = eqx.field(static=True)
 
-    def __init__(self, A: PointFunction):
+    def __init__(self, A: PointFunction, *, has_aux: bool = False):
         _require_callable(A, "FixedPoint(A)", "A(x, theta) -> a pytree like x")
-        self.A = A
+        self.A, self.has_aux = A, has_aux
+
+    def aux(self, x: Point, theta: Parameters) -> Any:
+        return self.A(x, theta)[1] if self.has_aux else None
 
     def image(self, x: Point, theta: Parameters) -> Point:
         """A(x, θ)."""
         image = self.A(x, theta)
+        image = image[0] if self.has_aux else image
         _require_same_structure(image, x, "FixedPoint(A)")
         return image
 
@@ -189,16 +207,27 @@ class FixedPoint(AbstractProblem):
 
 
 class Root(AbstractProblem):
-    """F(x*(θ), θ) = 0."""
+    """F(x*(θ), θ) = 0.
+
+    Parameters
+    ----------
+    F : callable, (x, theta) -> pytree like x
+    has_aux : bool
+        Whether F returns (residual, auxiliary data)."""
 
     F: PointFunction
+    has_aux: bool = eqx.field(static=True)
 
-    def __init__(self, F: PointFunction):
+    def __init__(self, F: PointFunction, *, has_aux: bool = False):
         _require_callable(F, "Root(F)", "F(x, theta) -> a pytree like x")
-        self.F = F
+        self.F, self.has_aux = F, has_aux
+
+    def aux(self, x: Point, theta: Parameters) -> Any:
+        return self.F(x, theta)[1] if self.has_aux else None
 
     def residual(self, x: Point, theta: Parameters) -> Point:
         value = self.F(x, theta)
+        value = value[0] if self.has_aux else value
         _require_same_structure(value, x, "Root(F)")
         return value
 
@@ -220,21 +249,35 @@ class Composite(AbstractProblem):
     prox : callable, (v, theta, step) -> pytree like x
         argmin_x ½‖x - v‖² + step g(x, θ); `dargmin.prox` has the usual ones.
     step_size : float, optional
-        h, at most 1/L of the smooth part. Estimated (once, where a solve begins) if None."""
+        h, at most 1/L of the smooth part. Estimated (once, where a solve begins) if None.
+    has_aux : bool
+        Whether f returns (value, auxiliary data)."""
 
     f: ScalarFunction
     prox: Callable
     step_size: Float[Array, "*batch"] | None
+    has_aux: bool = eqx.field(static=True)
 
-    def __init__(self, f: ScalarFunction, prox: Callable, step_size: ArrayLike | None = None):
+    def __init__(
+        self,
+        f: ScalarFunction,
+        prox: Callable,
+        step_size: ArrayLike | None = None,
+        *,
+        has_aux: bool = False,
+    ):
         _require_callable(f, "Composite(f, prox)", "f(x, theta) -> scalar")
         _require_callable(prox, "Composite(f, prox)", "prox(v, theta, step) -> a pytree like x")
         self.f, self.prox, self.step_size = f, prox, constant(step_size)
+        self.has_aux = has_aux
+
+    def aux(self, x: Point, theta: Parameters) -> Any:
+        return self.smooth.aux(x, theta)
 
     @property
     def smooth(self) -> Objective:
         """The smooth part, as a problem of its own."""
-        return Objective(self.f)
+        return Objective(self.f, has_aux=self.has_aux)
 
     @property
     def step(self) -> Float[Array, "*batch"]:

@@ -32,13 +32,14 @@ from dargmin.theory.limit import (
     minimax_ratio,
     minimax_unrolled,
 )
-from dargmin.theory.prediction import Prediction, predict
+from dargmin.theory.prediction import LinearModel, Prediction, linear_model, predict
 from dargmin.theory.rates import rate
 from dargmin.theory.residual import residual_polynomial
 from dargmin.theory.worst_case import dual_worst_case, worst_case_error
 
 __all__ = [
     "BurnIn",
+    "LinearModel",
     "Prediction",
     "budget_step_size",
     "burn_in",
@@ -55,6 +56,7 @@ __all__ = [
     "implicit_bound",
     "largest_monotone_step",
     "late_start_bound",
+    "linear_model",
     "minimax_implicit",
     "minimax_ratio",
     "minimax_unrolled",

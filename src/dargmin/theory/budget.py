@@ -8,9 +8,11 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dargmin.polynomials.checks import (
     as_reals,
+    check_finite,
     check_not_negative,
     check_positive_spectrum,
-    holds,
+    check_scalar,
+    check_whole,
 )
 from dargmin.theory.worst_case import dual_worst_case
 
@@ -43,10 +45,12 @@ def budget_step_size(
         If not 0 < mu <= L, steps < 1, or a norm is negative."""
     mu, L, T, A, G = as_reals(mu, L, steps, A, G)
     check_positive_spectrum(mu, L)
-    if not holds(T >= 1):
-        raise ValueError(f"steps={steps}, but a budget is steps >= 1.")
-    check_not_negative("A", A)
-    check_not_negative("G", G)
+    check_whole("steps", T, 1)
+    for name, value in (("mu", mu), ("L", L), ("steps", T), ("A", A), ("G", G)):
+        check_scalar(name, value)
+    for name, value in (("A", A), ("G", G)):
+        check_not_negative(name, value)
+        check_finite(name, value)
     return jnp.where(G == 0, _crossing(mu, L, T), _search(mu, L, A, G, T))
 
 

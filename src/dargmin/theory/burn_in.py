@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from dargmin.methods import AbstractMethod, Chebyshev, GradientDescent, HeavyBall
 from dargmin.polynomials.checks import (
     as_reals,
+    check_finite,
     check_not_negative,
     check_positive_spectrum,
     check_rate,
@@ -32,6 +33,8 @@ class BurnIn(NamedTuple):
 def burn_in(errors: ArrayLike) -> BurnIn:
     """Measure the burn-in of a trace. A NaN or inf counts as above E_0.
 
+    Where E_0 itself is one, nothing can be compared with it: the height is NaN, the length T + 1.
+
     Parameters
     ----------
     errors : array, shape (T + 1, *batch)
@@ -45,21 +48,24 @@ def burn_in(errors: ArrayLike) -> BurnIn:
     Raises
     ------
     ValueError
-        If there is no E_0."""
+        If there is no E_0, or an error is negative."""
     (errors,) = as_reals(errors)
     if errors.ndim == 0 or errors.shape[0] == 0:
         raise ValueError(
             f"burn_in needs a trace E_0, ..., E_T along the first axis, but got {errors.shape}."
         )
+    if not holds(~(errors < 0)):
+        raise ValueError("burn_in needs errors, that is norms, but a value is negative.")
+    known = jnp.isfinite(errors[0])
     errors = jnp.where(jnp.isnan(errors), jnp.inf, errors)
     above = errors > errors[0] * (1 + 8 * jnp.finfo(errors.dtype).eps)  # rounding is no burn-in
     t = jnp.arange(1, errors.shape[0] + 1).reshape(-1, *(1,) * (errors.ndim - 1))
-    length = jnp.max(jnp.where(above, t, 0), axis=0)
+    length = jnp.where(known, jnp.max(jnp.where(above, t, 0), axis=0), errors.shape[0])
     peak = jnp.argmax(errors, axis=0)
     height = jnp.max(errors, axis=0)
     # a trace that is zero throughout has no burn-in
     relative = jnp.where(height == errors[0], 1, height / errors[0])
-    return BurnIn(peak, relative, length)
+    return BurnIn(peak, jnp.where(known, relative, jnp.nan), length)
 
 
 def largest_monotone_step(L: ArrayLike) -> Float[Array, "*batch"]:
@@ -256,4 +262,6 @@ def _bound(rate: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> list[Float[Arr
     check_rate(rate)
     check_not_negative("beta", beta)
     check_not_negative("alpha + beta", alpha + beta)
+    check_finite("alpha", alpha)
+    check_finite("beta", beta)
     return [rate, alpha, beta]

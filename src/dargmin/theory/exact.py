@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dargmin.loop import trace
 from dargmin.methods import AbstractMethod
-from dargmin.polynomials.checks import as_reals
+from dargmin.polynomials.checks import as_reals, holds
 from dargmin.problems import Root
 from dargmin.theory.residual import check_linear, residual_polynomial
 
@@ -36,8 +36,10 @@ def divided_differences(
     ------
     ValueError
         If steps < 1, or the method has no residual polynomials."""
-    check_linear(method, steps)
+    steps = check_linear(method, steps)
     (lam,) = as_reals(lam)
+    if lam.ndim != 1:
+        raise ValueError(f"lam has shape {lam.shape}, but a vector of eigenvalues is needed.")
     zero, one = (jnp.full((lam.size, lam.size), value, lam.dtype) for value in (0.0, 1.0))
     blocks, _ = trace(Root(_blocks), method, (zero, one), lam, jnp.zeros_like(lam), steps=steps)
     return blocks[0]
@@ -50,13 +52,12 @@ def _blocks(
     return lam[:, None] * upper + lower, lam[None, :] * lower
 
 
-@eqx.filter_jit
 def derivative_error(
     method: AbstractMethod,
-    H: Float[Array, "d d"],
-    dH: Float[Array, "d d"],
-    dx_error: Float[Array, " d"],
-    x_error: Float[Array, " d"],
+    H: ArrayLike,
+    dH: ArrayLike,
+    dx_error: ArrayLike,
+    x_error: ArrayLike,
     steps: int,
 ) -> Float[Array, "times d"]:
     """dx_t - dx* = P_t(H) a + V (P_t[λ_i, λ_j] ∘ Vᵀ dH V) Vᵀ (x_0 - x*),  H = V Λ Vᵀ, t = 0..T.
@@ -81,11 +82,37 @@ def derivative_error(
     Raises
     ------
     ValueError
-        If steps < 1, or the method has no residual polynomials.
+        If steps < 1, the method has no residual polynomials, shapes do not fit, or a matrix is
+        not symmetric.
 
     References
     ----------
     Daleckii and Krein (1965); Higham (2008), Functions of Matrices, theorem 3.11."""
+    steps = check_linear(method, steps)
+    arrays = [as_reals(value)[0] for value in (H, dH, dx_error, x_error)]
+    shapes, d = [array.shape for array in arrays], arrays[0].shape[0] if arrays[0].ndim else 0
+    if shapes != [(d, d), (d, d), (d,), (d,)]:
+        raise ValueError(
+            "derivative_error needs H and dH of shape (d, d), dx_error and x_error of shape (d,), "
+            f"but they have the shapes {shapes}."
+        )
+    for name, matrix in zip(("H", "dH"), arrays, strict=False):
+        tolerance = d * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(matrix), initial=0)
+        if not holds(~(jnp.abs(matrix - matrix.T) > tolerance)):
+            raise ValueError(f"{name} is not symmetric, but a Hessian and its derivative are.")
+    hessian, change, *errors = arrays
+    return _derivative_error(method, hessian, change, errors[0], errors[1], steps)
+
+
+@eqx.filter_jit
+def _derivative_error(
+    method: AbstractMethod,
+    H: Float[Array, "d d"],
+    dH: Float[Array, "d d"],
+    dx_error: Float[Array, " d"],
+    x_error: Float[Array, " d"],
+    steps: int,
+) -> Float[Array, "times d"]:
     lam, V = jnp.linalg.eigh(H)
     differences = divided_differences(method, lam, steps)
     P, _ = residual_polynomial(method, lam, steps)

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dargmin.polynomials.checks import as_reals, check_not_negative, check_rate, holds
+from dargmin.polynomials.checks import (
+    as_reals,
+    check_not_negative,
+    check_rate,
+    check_scalar,
+    check_whole,
+    holds,
+)
 
 
 def forward_bound(
@@ -73,8 +80,9 @@ def reverse_bound(
     Mehmood, Knoll, Ochs (2026), arXiv:2602.19733; Bolte, Pauwels, Vaiter (2023), arXiv:2305.13768
     for n = 1."""
     rate, K, M, e0, norm = _checked(rate, steps, M=M, e0=e0, delta0=norm)
-    (n,) = as_reals(terms)
-    if not holds((n >= 0) & (n <= K)):
+    n, K = as_reals(terms, K)
+    check_whole("terms", n)
+    if not holds(n <= K):
         raise ValueError(f"terms={terms}, but there are 0 to steps={steps} of them.")
     return rate**n * norm + n * rate ** jnp.maximum(K - 1, 0) * M * e0
 
@@ -102,6 +110,7 @@ def late_start_bound(
     ValueError
         As `forward_bound`, or if K lies outside [0, T]."""
     T, K = as_reals(steps, start)
+    check_whole("start", K)
     if not holds((K >= 0) & (K <= T)):
         raise ValueError(f"start={start}, but a derivative starts between 0 and steps={steps}.")
     return reverse_bound(rate, T, T - K, M=M, e0=e0, norm=delta0)
@@ -188,6 +197,13 @@ def warm_distances(
     ValueError
         If a rate lies outside [0, 1), or anything else is negative."""
     rho, T, factor, first, moves = _checked(rate, steps, M=lipschitz, e0=e0, delta0=changes)
+    for name, value in (("rate", rho), ("steps", T), ("lipschitz", factor), ("e0", first)):
+        check_scalar(name, value)
+    if moves.ndim != 1:
+        raise ValueError(
+            f"changes has shape {moves.shape}, but one number is needed for each outer step: a "
+            "vector, such as [0.1] for one."
+        )
 
     def follow(distance: Array, move: Array) -> tuple[Array, Array]:
         distance = rho**T * distance + factor * move
@@ -230,4 +246,5 @@ def _checked(
     named = {"steps": steps, "M": M, "e0": e0, "the norm of a derivative": delta0}
     for name, value in named.items():
         check_not_negative(name, value)
+    check_whole("steps", steps)
     return [rate, steps, M, e0, delta0]

@@ -12,6 +12,7 @@ from dargmin.polynomials.checks import (
     check_not_negative,
     check_positive_spectrum,
     check_rate,
+    check_whole,
     holds,
 )
 from dargmin.theory.rates import inverse_xi
@@ -65,6 +66,7 @@ def cg_bound(
     mu, L, n, M, e, norm = as_reals(mu, L, terms, M, e, norm)
     check_positive_spectrum(mu, L)
     _check(n, M, e, norm)
+    check_whole("terms", n)
     xi = inverse_xi(mu, L)
     return M * e / mu + 2 * jnp.sqrt(L / mu) * xi**n * norm
 
@@ -84,6 +86,7 @@ def chebyshev_bound(
     mu, L, n, M, e, norm = as_reals(mu, L, terms, M, e, norm)
     check_positive_spectrum(mu, L)
     _check(n, M, e, norm)
+    check_whole("terms", n)
     power = inverse_xi(mu, L) ** n
     sech = 2 * power / (1 + power**2)
     return sech * norm + (1 + sech) * M * e / mu
@@ -118,6 +121,7 @@ def neumann_bound(
     rate, n, M, e, norm = as_reals(rate, terms, M, e, norm)
     check_rate(rate)
     _check(n, M, e, norm)
+    check_whole("terms", n)
     left = rate**n
     return left * norm + M * e * (1 - left) / (1 - rate)
 

@@ -4,8 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from dargmin.polynomials.checks import as_reals, check_positive_spectrum, check_steps
+from dargmin.polynomials.checks import (
+    as_reals,
+    check_positive_spectrum,
+    check_steps,
+    check_whole,
+    holds,
+    on_host,
+)
 from dargmin.theory.rates import inverse_xi
+
+_ONE_EIGENVALUE = "one eigenvalue, where two steps leave no error. Give mu < L."
 
 
 def minimax_implicit(mu: ArrayLike, L: ArrayLike, steps: ArrayLike) -> Float[Array, "*batch"]:
@@ -23,9 +32,10 @@ def minimax_implicit(mu: ArrayLike, L: ArrayLike, steps: ArrayLike) -> Float[Arr
     Raises
     ------
     ValueError
-        If not 0 < mu <= L."""
+        If not 0 < mu <= L, or t is no whole number >= 0."""
     mu, L, t = as_reals(mu, L, steps)
     check_positive_spectrum(mu, L)
+    check_whole("steps", t)
     power = inverse_xi(mu, L) ** t
     return 2 * power / (1 + power**2)
 
@@ -39,20 +49,23 @@ def minimax_ratio(mu: ArrayLike, L: ArrayLike, steps: ArrayLike) -> Float[Array,
     Parameters
     ----------
     mu, L : arrays, shape (*batch,), 0 < mu < L
-    steps : array of integers, shape (*batch,)
+    steps : array of integers, shape (*batch,), >= 1
         t.
 
     Raises
     ------
     ValueError
-        If not 0 < mu < L."""
+        If not 0 < mu < L, or t is no whole number >= 1."""
     mu, L, t = as_reals(mu, L, steps)
     check_positive_spectrum(mu, L)
+    check_whole("steps", t, 1)
+    if not holds(mu < L):
+        raise ValueError(f"mu={mu} and L={L}: {_ONE_EIGENVALUE}")
     kappa = mu / L
-    return 4 * jnp.sqrt(kappa) * t / (1 - kappa)
+    return 4 * jnp.sqrt(kappa) * t * (L / (L - mu))
 
 
-def minimax_unrolled(mu: float, L: float, steps: int, nodes: int | None = None) -> float:
+def minimax_unrolled(mu: ArrayLike, L: ArrayLike, steps: int, nodes: int | None = None) -> float:
     """min over P, deg P <= t, P(0) = 1, of max over [μ, L] of |P - λP'|: the least worst-case error
     of an unrolled derivative with ‖dx_0 - dx*‖ = 1 and G = 0.
 
@@ -64,43 +77,50 @@ def minimax_unrolled(mu: float, L: float, steps: int, nodes: int | None = None) 
     mu, L : float, 0 < mu < L
     steps : int, >= 1
         t. A hundred takes some seconds.
-    nodes : int, optional
+    nodes : int, >= 2t + 2, optional
         n + 1 points of the grid; 20t + 1 if None, for 1.3 %.
 
     Raises
     ------
     ValueError
-        If not 0 < mu < L, or steps < 1."""
+        If not 0 < mu < L, steps < 1, there are too few nodes to see the maximum between them, or
+        an argument is traced."""
     # SciPy comes with JAX, and its optimisers take a while to load.
     from scipy.optimize import linprog
 
-    check_positive_spectrum(jnp.asarray(mu), jnp.asarray(L))
-    check_steps(steps)
-    if mu == L:
-        raise ValueError(f"mu=L={L}: one eigenvalue, where two steps leave no error.")
-    n = max(20 * steps + 1, 50) if nodes is None else nodes
+    low, high = on_host("minimax_unrolled", mu, L)
+    check_positive_spectrum(*as_reals(low, high))
+    t = check_steps(steps)
+    if low.ndim or high.ndim:
+        raise ValueError(f"mu={mu} and L={L}, but one number each is needed here.")
+    if low == high:
+        raise ValueError(f"mu=L={L}: {_ONE_EIGENVALUE}")
+    n = max(20 * t + 1, 50) if nodes is None else check_steps(nodes, "nodes", 2 * t + 2)
     angle = np.linspace(0, np.pi, n)
-    k = np.arange(steps + 1)
+    k = np.arange(t + 1)
     basis = np.cos(angle[:, None] * k)  # T_k(z)
-    # at λ = 0, z = -σ: T_k = (-1)^k cosh kθ and T_k' ∝ (-1)^{k-1} k sinh kθ, over cosh tθ
-    theta = np.arccosh((L + mu) / (L - mu))
-    growth, shrink = np.exp((k - steps) * theta), np.exp(-(k + steps) * theta)
-    unit = 1 + np.exp(-2 * steps * theta)
-    at_zero = (-1.0) ** k * np.stack([growth + shrink, k * (growth - shrink)]) / unit
-    at_zero[1] /= max(steps, 1)
-    # minimise s subject to ±R(z_i) <= s, in units of 1/T_t(σ)
+    # at λ = 0, z = -cosh θ: T_k = (-1)^k cosh kθ and T_k' ∝ (-1)^{k-1} k sinh kθ. R(0) = 1 is taken
+    # times e^{-tθ}; R'(0) = 0 from t times it, which leaves no term in e^{tθ}, times e^{-(t-1)θ}:
+    # all is of order one in units of 2 e^{-(t-1)θ}, also for μ close to L, where θ is large.
+    root = np.sqrt(low / high)
+    theta = np.log1p(2 * root * (1 + root) * (high / (high - low)))
+    sign = (-1.0) ** k
+    value = sign * (np.exp((k - t) * theta) + np.exp(-(k + t) * theta))
+    slope = (t - k) * np.exp((k - t + 1) * theta) + (t + k) * np.exp(-(k + t - 1) * theta)
+    at_zero = np.stack([value, sign * slope / t])
+    # minimise s subject to ±R(z_i) <= s
     ones = np.ones((n, 1))
     solution = linprog(
-        np.append(np.zeros(steps + 1), 1.0),
+        np.append(np.zeros(t + 1), 1.0),
         A_ub=np.block([[basis, -ones], [-basis, -ones]]),
         b_ub=np.zeros(2 * n),
         A_eq=np.column_stack([at_zero, np.zeros(2)]),
-        b_eq=[1.0, 0.0],
+        b_eq=[np.exp(-theta), 1.0],
         bounds=(None, None),
     )
     if not solution.success:
         raise RuntimeError(f"minimax_unrolled(steps={steps}) was not solved: {solution.message}")
-    return float(solution.fun * 2 * np.exp(-steps * theta) / unit)
+    return float(solution.fun * 2 * np.exp(-(t - 1) * theta))
 
 
 def hindsight_error(
@@ -130,12 +150,17 @@ def hindsight_error(
     ------
     ValueError
         If shapes differ, an eigenvalue is not positive, or steps < 1."""
-    check_steps(steps)
-    lam, a, c = (np.asarray(value, np.float64) for value in (eigenvalues, a, c))
-    if lam.ndim != 1 or not lam.shape == a.shape == c.shape or not np.all(lam > 0):
+    steps = check_steps(steps)
+    lam, a, c = on_host("hindsight_error", eigenvalues, a, c)
+    finite = all(np.all(np.isfinite(value)) for value in (lam, a, c))
+    if lam.ndim != 1 or lam.size == 0 or not lam.shape == a.shape == c.shape:
         raise ValueError(
-            "hindsight_error needs positive eigenvalues and vectors a and c of the same length, "
-            f"but got shapes {lam.shape}, {a.shape} and {c.shape}, smallest {np.min(lam)}."
+            "hindsight_error needs vectors of the same length: eigenvalues, a and c, but got the "
+            f"shapes {lam.shape}, {a.shape} and {c.shape}."
+        )
+    if not (finite and np.all(lam > 0)):
+        raise ValueError(
+            f"hindsight_error needs positive eigenvalues, and all finite, but got {lam}, {a}, {c}."
         )
     low, high = np.min(lam), np.max(lam)
     half = (high - low) / 2 if high > low else high

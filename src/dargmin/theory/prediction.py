@@ -1,6 +1,7 @@
 """What unrolling will do on a given problem, from the problem's linear model at its solution."""
 
 from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -63,6 +64,54 @@ class Prediction(eqx.Module):
     C: Float[Array, ""]
 
 
+class LinearModel(NamedTuple):
+    """The constants that drive an unrolled derivative: the spectrum [μ, L] at x*, and ‖a‖ and ‖c‖
+    for every direction, a = dx_0 - dx* with dx_0 = 0, c = dH (x_0 - x*)."""
+
+    mu: Float[Array, ""]
+    L: Float[Array, ""]
+    A: Float[Array, " k"]
+    C: Float[Array, " k"]
+
+
+def linear_model(
+    problem: AbstractProblem,
+    x0: Point,
+    theta: Parameters,
+    *,
+    solution: Point,
+    tangents: Parameters,
+    derivatives: Point,
+) -> LinearModel | str:
+    """The constants of the linear model at x*, or the reason why there is none.
+
+    On a fixed point, μ = 1 - ‖∂ₓA‖₂ and L = 1. Parameters as in `predict`.
+
+    Returns
+    -------
+    LinearModel or str"""
+    if isinstance(problem, FixedPoint):
+        found = contraction(problem, solution, theta)
+        if found.norm >= 1:
+            contracts = "it converges in the end" if found.rate < 1 else "no contraction there"
+            return (
+                f"‖∂ₓA‖ = {float(found.norm):.3g} is not below 1, which the bound needs; the "
+                f"spectral radius is {float(found.rate):.3g}: {contracts}"
+            )
+        mu, L = 1 - found.norm, jnp.ones_like(found.norm)
+    elif isinstance(problem, Objective):
+        spectrum = hessian_spectrum(problem, solution, theta)
+        mu, L = spectrum.mu, spectrum.L
+        if spectrum.status == Status.not_positive_definite:
+            return f"the Hessian has the eigenvalue {float(mu):.2g}: not convex there"
+        if not is_ok(spectrum.status) or not mu > 0:
+            return f"the smallest eigenvalue of the Hessian is {float(mu):.2g}, not positive"
+    else:
+        return f"there is no theory of unrolling for a {type(problem).__name__}"
+    error = tree.sub(x0, solution)
+    return LinearModel(mu, L, *_drives(problem, solution, theta, error, tangents, derivatives))
+
+
 def predict(
     problem: AbstractProblem,
     method: AbstractMethod,
@@ -90,25 +139,18 @@ def predict(
     Returns
     -------
     Prediction or str"""
-    error = tree.sub(x0, solution)
-    A, C = _drives(problem, solution, theta, error, tangents, derivatives)
+    if why := _uncovered(problem, method, steps):
+        return why
+    model = linear_model(
+        problem, x0, theta, solution=solution, tangents=tangents, derivatives=derivatives
+    )
+    if isinstance(model, str):
+        return model
     if isinstance(problem, FixedPoint):
-        return _predict_fixed_point(problem, method, solution, theta, A, C, steps)
-    if not isinstance(problem, Objective):
-        return f"there is no theory of unrolling for a {type(problem).__name__}"
-    try:
-        check_linear(method, steps)
-    except ValueError:
-        return (
-            "theory predicts gradient descent with a given step, heavy ball, Nesterov, Chebyshev "
-            f"and Sobolev, and this is {type(method).__name__}"
-        )
-    spectrum = hessian_spectrum(problem, solution, theta)
-    if spectrum.status == Status.not_positive_definite:
-        return f"the Hessian has the eigenvalue {float(spectrum.mu):.2g}: not convex there"
-    if not is_ok(spectrum.status) or not spectrum.mu > 0:
-        return f"the smallest eigenvalue of the Hessian is {float(spectrum.mu):.2g}, not positive"
-    mu, L = spectrum.mu, spectrum.L
+        return _predict_fixed_point(model, steps)
+    assert isinstance(problem, Objective)
+    mu, L, A, C = model
+    error = tree.sub(x0, solution)
     grid = None if isinstance(method, _CLOSED) else _nodes(mu, L, steps)
     worst = partial(worst_case_error, method, mu, L, steps, eigenvalues=grid)
     bound = jnp.linalg.norm(jnp.stack([worst(A=a, C=b) for a, b in zip(A, C, strict=True)]), axis=0)
@@ -121,6 +163,27 @@ def predict(
     if implicit is None:
         implicit = C / mu * worst(A=1.0, C=0.0)
     return Prediction(errors, bound, implicit, mu, L, A, C)
+
+
+def _uncovered(problem: AbstractProblem, method: AbstractMethod, steps: int) -> str | None:
+    """Why theory has no prediction for a method, if so."""
+    if isinstance(problem, FixedPoint):
+        plain = isinstance(method, FixedPointIteration)
+        plain |= isinstance(method, GradientDescent) and bool(jnp.all(method.step_size == 1))
+        kind = type(method).__name__
+        return (
+            None if plain else f"theory predicts the plain iteration x ← A(x), and this is {kind}"
+        )
+    if not isinstance(problem, Objective):
+        return f"there is no theory of unrolling for a {type(problem).__name__}"
+    try:
+        check_linear(method, steps)
+    except ValueError:
+        return (
+            "theory predicts gradient descent with a given step, heavy ball, Nesterov, Chebyshev "
+            f"and Sobolev, and this is {type(method).__name__}"
+        )
+    return None
 
 
 def _nodes(mu: Float[Array, ""], L: Float[Array, ""], steps: int) -> Float[Array, " n"]:
@@ -177,26 +240,10 @@ def _exact(
     return jnp.linalg.norm(unrolled, axis=(0, 2)), jnp.linalg.norm(implicit, axis=(0, 2))
 
 
-def _predict_fixed_point(
-    problem: FixedPoint, method: AbstractMethod, x: Point, theta: Parameters,
-    A: Float[Array, " k"], C: Float[Array, " k"], steps: int,
-) -> Prediction | str:  # fmt: skip
-    plain = isinstance(method, FixedPointIteration)
-    plain |= isinstance(method, GradientDescent) and bool(jnp.all(method.step_size == 1))
-    if not plain:
-        return f"theory predicts the plain iteration x ← A(x), and this is {type(method).__name__}"
-    found = contraction(problem, x, theta)
-    rate = found.norm
-    if rate >= 1:
-        contracts = "it converges in the end" if found.rate < 1 else "no contraction there"
-        return (
-            f"‖∂ₓA‖ = {float(rate):.3g} is not below 1, which the bound needs; the spectral radius "
-            f"is {float(found.rate):.3g}: {contracts}"
-        )
-    t = jnp.arange(steps + 1)
+def _predict_fixed_point(model: LinearModel, steps: int) -> Prediction:
+    mu, L, A, C = model
+    t, rate = jnp.arange(steps + 1), 1 - mu
     bounds = jax.vmap(lambda a, c: forward_bound(rate, t, M=c, e0=1.0, delta0=a))(A, C)
     A, C = jnp.linalg.norm(A), jnp.linalg.norm(C)
-    implicit = C * rate ** t.astype(rate.dtype) / (1 - rate)
-    return Prediction(
-        None, jnp.linalg.norm(bounds, axis=0), implicit, 1 - rate, jnp.ones_like(rate), A, C
-    )
+    implicit = C * rate ** t.astype(rate.dtype) / mu
+    return Prediction(None, jnp.linalg.norm(bounds, axis=0), implicit, mu, L, A, C)

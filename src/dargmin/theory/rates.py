@@ -14,7 +14,7 @@ from dargmin.methods import (
     Nesterov,
     Sobolev,
 )
-from dargmin.polynomials.checks import as_reals, check_spectrum
+from dargmin.polynomials.checks import as_reals, check_scalar, check_spectrum
 
 
 @singledispatch
@@ -104,12 +104,16 @@ def known_step_size(method: GradientDescent) -> Float[Array, ""]:
             "GradientDescent() estimates its step size from the problem, so that no error can be "
             "said beforehand: give step_size=."
         )
-    return as_reals(method.step_size)[0]
+    (step_size,) = as_reals(method.step_size)
+    check_scalar("step_size", step_size)
+    return step_size
 
 
 def _ends(mu: ArrayLike, L: ArrayLike) -> Float[Array, "2"]:
     mu, L = as_reals(mu, L)
     check_spectrum(mu, L)
+    check_scalar("mu", mu)
+    check_scalar("L", L)
     return jnp.stack([mu, L])
 
 

@@ -13,6 +13,7 @@ from dargmin.methods import (
     Nesterov,
     Sobolev,
 )
+from dargmin.polynomials.checks import as_reals, check_steps
 from dargmin.problems import Objective
 
 LINEAR = (GradientDescent, HeavyBall, Nesterov, Chebyshev, Sobolev, DerivativeKernel)
@@ -43,16 +44,15 @@ def residual_polynomial(
     ValueError
         If steps < 1, or the coefficients of the method depend on the problem: then it has no
         residual polynomial."""
-    check_linear(method, steps)
-    lam = jnp.asarray(lam)
-    lam = lam.astype(jnp.result_type(lam, float))
+    steps = check_linear(method, steps)
+    (lam,) = as_reals(lam)
     # One coordinate for each λ: a linear method treats them alike, and does not mix them.
     problem = Objective(_diagonal_quadratic, quadratic=True)
     return trace(problem, method, jnp.ones_like(lam), lam, jnp.ones_like(lam), steps=steps)
 
 
-def check_linear(method: AbstractMethod, steps: int) -> None:
-    """Raise ValueError unless the coefficients of the method are known beforehand, and T >= 1."""
+def check_linear(method: AbstractMethod, steps: int) -> int:
+    """T; raise ValueError unless the coefficients are known beforehand, and T >= 1."""
     linear = isinstance(method, LINEAR)
     if not linear or (isinstance(method, GradientDescent) and method.step_size is None):
         raise ValueError(
@@ -60,8 +60,7 @@ def check_linear(method: AbstractMethod, steps: int) -> None:
             "Use GradientDescent(step_size), HeavyBall, Nesterov, Chebyshev, Sobolev or "
             "DerivativeKernel."
         )
-    if steps < 1:
-        raise ValueError(f"A residual polynomial for steps={steps}: needs steps >= 1.")
+    return check_steps(steps)
 
 
 def _diagonal_quadratic(x: Float[Array, "*n"], lam: Float[Array, "*n"]) -> Float[Array, ""]:

@@ -9,10 +9,10 @@ a = dx_0 - dx*, c = dH (x_0 - x*), and g = c + H a the derivative of ∇f(x_0(θ
 from functools import partial, singledispatch
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from dargmin.methods import (
@@ -22,7 +22,15 @@ from dargmin.methods import (
     HeavyBall,
     Nesterov,
 )
-from dargmin.polynomials.checks import as_reals, check_not_negative, check_spectrum, check_steps
+from dargmin.polynomials.checks import (
+    as_reals,
+    check_finite,
+    check_not_negative,
+    check_scalar,
+    check_spectrum,
+    check_steps,
+    holds,
+)
 from dargmin.theory.rates import inverse_xi, known_step_size, rate
 from dargmin.theory.residual import residual_polynomial
 
@@ -70,7 +78,7 @@ def worst_case_error(
     ------
     ValueError
         If not 0 <= mu <= L, steps < 1, a norm is negative, both or neither of C and G are given,
-        or the method has no residual polynomials.
+        an eigenvalue lies outside [μ, L], or the method has no residual polynomials.
 
     References
     ----------
@@ -86,9 +94,11 @@ def worst_case_error(
             "‖d∇f(x_0)‖, whichever is known."
         )
     check_spectrum(mu, L)
-    check_steps(steps)
-    check_not_negative("A", A)
-    check_not_negative("C" if G is None else "G", second)
+    steps = check_steps(steps)
+    for name, value in (("mu", mu), ("L", L), ("A", A), ("C" if G is None else "G", second)):
+        check_scalar(name, value)
+        check_not_negative(name, value)
+        check_finite(name, value)
     if eigenvalues is None:
         closed = _largest(method, mu, L, jnp.arange(steps + 1, dtype=mu.dtype))
         if closed is not None:
@@ -104,13 +114,13 @@ def worst_case_error(
         lam = _grid(mu, L, steps)
     else:
         (lam,) = as_reals(eigenvalues)
+        _check_eigenvalues(lam, mu, L)
     P, dP = residual_polynomial(method, lam, steps)
     return dual_worst_case(P if G is None else P - lam * dP, dP, A, second)
 
 
-@eqx.filter_jit
 def dual_worst_case(
-    p: Float[Array, "*times n"], q: Float[Array, "*times n"], A: ArrayLike, C: ArrayLike
+    p: ArrayLike, q: ArrayLike, A: ArrayLike, C: ArrayLike
 ) -> Float[Array, "*times"]:
     """E² = min_s max_i [A² p_i² (1 + e^{-s}) + C² q_i² (1 + e^s)] = sup Σ_i (p_i a_i + q_i c_i)²
     over ‖a‖ = A, ‖c‖ = C: the exact worst case on the spectrum λ_1, ..., λ_n.
@@ -126,7 +136,28 @@ def dual_worst_case(
 
     Returns
     -------
-    array, shape (*times,)"""
+    array, shape (*times,)
+
+    Raises
+    ------
+    ValueError
+        If p and q have no n >= 1 values each, or a norm is negative or not finite."""
+    p, q = as_reals(p, q)
+    if p.shape != q.shape or p.ndim == 0 or p.shape[-1] == 0:
+        raise ValueError(
+            f"p and q need one value for each of n >= 1 eigenvalues, along the last axis of both, "
+            f"but have the shapes {p.shape} and {q.shape}."
+        )
+    (A,), (C,) = as_reals(A), as_reals(C)
+    for name, value in (("A", A), ("C", C)):
+        check_scalar(name, value)
+        check_not_negative(name, value)
+        check_finite(name, value)
+    return _dual_worst_case(p, q, A, C)
+
+
+@jax.jit
+def _dual_worst_case(p: Array, q: Array, A: Array, C: Array) -> Float[Array, "*times"]:
     a, c = jnp.abs(jnp.asarray(A, p.dtype) * p), jnp.abs(jnp.asarray(C, q.dtype) * q)
     a_max, c_max = jnp.max(a, axis=-1), jnp.max(c, axis=-1)
     scale = a_max + c_max
@@ -236,6 +267,17 @@ def _nesterov(mu: Array, L: Array, t: Array) -> Values:
     return a**t * (1 + b * t), a ** _before(t) * slope / (2 * L * (1 + b))
 
 
+def _check_eigenvalues(lam: Array, mu: Array, L: Array) -> None:
+    """Raise ValueError unless there are some, and all lie in [μ, L] up to rounding."""
+    if lam.ndim != 1 or lam.size == 0:
+        raise ValueError(f"eigenvalues has shape {lam.shape}, but a vector of them is needed.")
+    rounding = 100 * jnp.finfo(lam.dtype).eps * L
+    if not holds((lam >= mu - rounding) & (lam <= L + rounding)):
+        raise ValueError(
+            f"eigenvalues={lam}, but all have to lie in [mu, L] = [{mu}, {L}]: widen the interval."
+        )
+
+
 def _grid(mu: Float[Array, ""], L: Float[Array, ""], steps: int) -> Float[Array, " n"]:
     """Chebyshev's extrema: a polynomial of degree 2T is at most 1/cos(πT/n) larger between them."""
     n = max(16 * steps, 512)
@@ -249,6 +291,8 @@ def _before(t: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def _same(found: tuple[Array, ...], wanted: tuple[Array, ...]) -> bool:
-    """Whether constants agree up to rounding."""
+    """Whether constants agree up to rounding; not, where they are not known before run time."""
+    if any(isinstance(value, Tracer) for value in (*found, *wanted)):
+        return False
     rtol = 8 * float(jnp.finfo(wanted[0].dtype).eps)
     return all(np.allclose(f, w, rtol=rtol, atol=0) for f, w in zip(found, wanted, strict=True))
