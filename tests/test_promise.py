@@ -1,0 +1,445 @@
+"""The promise, on inputs that have broken it.
+
+`ok` means: the derivative is right within what was asked, and the estimate covers its error. Where
+it is not ok, an infinite error stands beside NaN, and a finite derivative beside an estimate that
+covers it. Rows with `must` are problems that have an answer in their precision: flagging them is
+no way out. Truth comes from closed forms, NumPy, and finite differences (oracle.py)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.special import xlogy
+from jax.tree_util import Partial
+from oracle import distance, flat
+
+import dargmin
+from dargmin import Composite, FixedPoint, GradientDescent, Objective, Root, Status, Unrolled, prox
+from dargmin.problems import zoo
+
+ROUNDING = 1e-9  # of the oracles, relative
+
+
+def assert_promise(derivative, certificate, truth, rtol=1e-3, must=False, oracle=ROUNDING):
+    """`truth` is None where there is no derivative."""
+    ok, error = bool(certificate.ok), float(certificate.error)
+    said = Status[certificate.status]
+    assert ok or not must, said
+    if not ok and np.all(np.isnan(flat(derivative))):
+        return
+    assert np.isfinite(error), f"a number without an estimate: {derivative} ({said})"
+    if truth is None:
+        assert not ok, f"there is no derivative, but {derivative} is ok"
+        return
+    off = distance(derivative, truth)
+    if ok:
+        assert off <= 3 * rtol + oracle, f"ok, but off by {off:.2g} ({error:.2g} estimated)"
+    assert off <= 3 * error + oracle, f"off by {off:.2g}, but {error:.2g} estimated ({said})"
+
+
+def assert_hypergradient(outer, problem, x0, theta, truth, rtol=1e-3, must=False, **how):
+    h = dargmin.hypergradient(outer, problem, x0, theta, rtol=rtol, throw=False, **how)
+    assert_promise(h.gradient, h.certificate, truth, rtol, must)
+    return h
+
+
+def assert_sensitivity(problem, x0, theta, tangent, truth, rtol=1e-3, must=False, **how):
+    s = dargmin.sensitivity(problem, x0, theta, tangent, rtol=rtol, throw=False, **how)
+    assert_promise(s.tangent, s.certificate, truth, rtol, must)
+    return s
+
+
+def assert_certified(certificate, true, must=False, floor=1e-6):
+    """The estimate lies between a third of the true error and ten times it."""
+    assert certificate.ok or not must, Status[certificate.status]
+    if certificate.ok:
+        assert true / 3 <= certificate.error + floor, f"{certificate.error} of a true {true}"
+        assert certificate.error <= 10 * true + floor, f"{certificate.error} of a true {true}"
+
+
+def coordinate(x, theta):
+    """φ(x, θ) = x₀, or x."""
+    return jnp.reshape(x, -1)[0]
+
+
+def total(x, theta):
+    """φ(x, θ) = Σ x."""
+    return jnp.sum(x)
+
+
+def half_square(x, theta):
+    """φ(x, θ) = ½‖x‖²."""
+    return 0.5 * jnp.sum(jnp.square(x))
+
+
+# ---- kinks ---------------------------------------------------------------------------------------
+
+
+def absolute(x, t):
+    return 0.5 * jnp.sum((x - t) ** 2) + jnp.sum(jnp.abs(x))
+
+
+def hinge(x, t):
+    return 0.5 * jnp.sum((x - t) ** 2) + jnp.sum(jnp.maximum(0.0, 1 - x))
+
+
+def by_cases(x, t):
+    return 0.5 * jnp.sum((x - t) ** 2) + jnp.sum(jnp.where(x > 0, x, -x))
+
+
+def largest(x, t):
+    """Its solution has x₀ = x₁ where t₀ is close to t₁."""
+    return 0.5 * jnp.sum((x - t) ** 2) + jnp.max(x)
+
+
+@pytest.mark.parametrize(
+    ("f", "t", "x", "tangent", "truth"),
+    [
+        (absolute, (100.0, 0.5), (99.0, 0.0), (0.0, 1.0), (0.0, 0.0)),
+        (hinge, (100.0, 0.5), (100.0, 1.0), (0.0, 1.0), (0.0, 0.0)),
+        (by_cases, (100.0, -0.5), (99.0, 0.0), (0.0, 1.0), (0.0, 0.0)),
+        (largest, (1.0, 0.8), (0.4, 0.4), (0.0, 1.0), (0.5, 0.5)),
+        (absolute, (100.0, 3.0), (99.0, 2.0), (0.0, 1.0), (0.0, 1.0)),
+    ],
+    ids=["abs", "hinge", "where", "max", "beside the kink"],
+)
+def test_a_kink_of_an_objective_is_followed_or_flagged(f, t, x, tangent, truth):
+    s = assert_sensitivity(Objective(f), jnp.zeros(2), jnp.array(t), jnp.array(tangent), truth)
+    if s.ok:
+        np.testing.assert_allclose(s.x, x, atol=1e-6)
+
+
+def test_kinks_away_from_the_solution_are_in_nobodys_way():
+    start, t = jnp.array([50.0, 1.0]), jnp.array([100.0, 3.0])
+    assert_sensitivity(Objective(absolute), start, t, jnp.array([0.0, 1.0]), (0.0, 1.0), must=True)
+
+
+def one_sided(x, t):
+    return jnp.sum(jnp.maximum(0.0, x) ** 2 + 0.05 * x**2 - t * x)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0, -1.0])
+def test_a_solution_where_the_curvature_jumps_has_no_derivative(start):
+    # x* is t / 2.1 on one side of t = 0 and t / 0.1 on the other
+    assert_sensitivity(Objective(one_sided), jnp.full(1, start), 0.0, 1.0, None)
+
+
+def apart(x, t):
+    return 0.5 * jnp.sum((x - t) ** 2)
+
+
+def ordered(v, theta, step):
+    """The projection on {x₀ <= x₁}."""
+    return jnp.where(v[0] > v[1], jnp.mean(v) * jnp.ones(2), v)
+
+
+@pytest.mark.parametrize(
+    ("t", "truth", "must"),
+    [
+        ((1.0, 1.0), None, False),  # on the edge: the derivative is one-sided
+        ((1.0, 0.0), (0.5, 0.5), True),
+        ((0.0, 1.0), (1.0, 0.0), True),
+    ],
+    ids=["on the edge", "outside", "inside"],
+)
+def test_a_projection_on_an_edge_is_one_sided(t, truth, must):
+    assert_sensitivity(
+        Composite(apart, ordered), jnp.zeros(2), jnp.array(t), jnp.array([1.0, 0.0]), truth,
+        must=must,
+    )  # fmt: skip
+
+
+# ---- directions that a residual does not see -----------------------------------------------------
+
+
+def reflected(H, r, b, x, t):
+    """½ xᵀ(R diag(H) R)x - bᵀx + ½ eᵗ ‖x‖², with the reflection R of r."""
+    Rx = x - r * (2 * (r @ x) / (r @ r))
+    return 0.5 * jnp.sum(H * Rx**2) - b @ x + 0.5 * jnp.exp(t) * jnp.sum(x**2)
+
+
+def along(q, x, theta):
+    """φ(x, θ) = qᵀx."""
+    return q @ x
+
+
+@pytest.mark.parametrize("d", [66, 300])
+def test_a_hypergradient_that_cancels_to_a_thousandth_is_still_right(d):
+    rng = np.random.default_rng(d)
+    H, r, b, q = np.geomspace(1, 1e-4, d), *rng.normal(size=(3, d))
+    R = np.eye(d) - 2 * np.outer(r, r) / (r @ r)
+    inverse = R @ np.diag(1 / (H + np.exp(-7.0))) @ R
+    change = -np.exp(-7.0) * inverse @ inverse @ b
+    unit = change / np.linalg.norm(change)
+    q = q - (q @ unit) * unit
+    q = q / np.linalg.norm(q) + 1e-3 * unit
+    problem = Objective(Partial(reflected, *map(jnp.asarray, (H, r, b))))
+    assert_hypergradient(
+        Partial(along, jnp.asarray(q)), problem, jnp.zeros(d), -7.0, q @ change, rtol=1e-1
+    )
+
+
+def nearly_flat(u, b, low, x, theta):
+    """½ xᵀ(I - (1 - λ) uuᵀ)x - θ bᵀx: one eigenvalue λ, the others 1."""
+    return 0.5 * (x @ x - (1 - low) * (u @ x) ** 2) - theta * (b @ x)
+
+
+def nearly_still(u, b, low, x, theta):
+    """(1 - λ) uuᵀx + θb."""
+    return (1 - low) * u * (u @ x) + theta * b
+
+
+def hidden(d, low, c):
+    """u, b = w + c u with a unit w ⟂ u, and the solution w + (c / λ) u at θ = 1."""
+    u, w = np.ones(d) / np.sqrt(d), np.random.default_rng(d).normal(size=d)
+    w = w - (u @ w) * u
+    w = w / np.linalg.norm(w)
+    return tuple(map(jnp.asarray, (u, w + c * u, low))), w + c / low * u
+
+
+def test_a_slow_direction_that_hides_in_the_residual_is_found():
+    data, x = hidden(66, 1e-6, 3e-7)
+    problem = Objective(Partial(nearly_flat, *data))
+    assert_hypergradient(half_square, problem, jnp.zeros(66), 1.0, x @ x, rtol=1e-2)
+    assert_sensitivity(problem, jnp.zeros(66), 1.0, 1.0, x, rtol=1e-2)
+
+
+def test_a_slow_direction_that_hides_from_a_fixed_point_is_found():
+    data, x = hidden(100, 1e-4, 1e-5)
+    problem = FixedPoint(Partial(nearly_still, *data))
+    assert_sensitivity(problem, jnp.zeros(100), 1.0, 1.0, x, rtol=1e-2)
+
+
+# ---- units ---------------------------------------------------------------------------------------
+
+
+def in_units(q, x, t):
+    return jnp.sum(0.5 * (q * x) ** 2 - q * x * t)
+
+
+@pytest.mark.parametrize(("kind", "unit"), [(np.float64, 1e-9), (np.float32, 1e-5)])
+def test_the_units_of_the_unknowns_change_nothing(kind, unit):
+    q, x0 = jnp.array([1.0, unit], kind), jnp.zeros(2, kind)
+    problem, t = Objective(Partial(in_units, q)), jnp.ones(2, kind)
+    tangents = np.array([[1, 1], [1, 0], [0, 1]], kind)
+    s = dargmin.sensitivity(problem, x0, t, tangents, throw=False)
+    assert s.ok, Status[s.status]
+    # each unknown in its own unit, too
+    np.testing.assert_allclose(s.tangent * q, tangents, rtol=3e-3, atol=3e-3)
+
+
+def least_squares(A, y, x, theta):
+    return 0.5 * jnp.sum((A @ x - theta * y) ** 2)
+
+
+def test_attach_differentiates_least_squares_in_mixed_units_in_single_precision():
+    rng = np.random.default_rng(0)
+    A = (rng.normal(size=(20, 2)) * (1, 1e-4)).astype(np.float32)
+    y = rng.normal(size=20).astype(np.float32)
+    x = np.linalg.lstsq(A.astype(float), y.astype(float))[0]
+    problem = Objective(Partial(least_squares, jnp.asarray(A), jnp.asarray(y)))
+    at = jnp.asarray(x, jnp.float32)
+    change = jax.jacfwd(lambda t: dargmin.attach(problem, at, t))(np.float32(1))
+    np.testing.assert_allclose(np.asarray(change) / x, np.ones(2), rtol=1e-2)
+
+
+# ---- points that are no minima, or far from one --------------------------------------------------
+
+
+def saddle(x, t):
+    return 0.5 * jnp.sum((x[1:] - t) ** 2) - 0.5e-3 * x[0] ** 2
+
+
+def test_a_saddle_is_no_minimum_however_flat_it_is():
+    assert_hypergradient(total, Objective(saddle), jnp.zeros(300), 1.0, None)
+    assert_sensitivity(Objective(saddle), jnp.zeros(300), 1.0, 1.0, None)
+
+
+def network(inputs, targets, hidden, x, log_decay):
+    """Mean squares of a tanh network with one hidden layer, and ½ e^θ ‖x‖²."""
+    return loss_of(inputs, targets, hidden, x) + 0.5 * jnp.exp(log_decay) * jnp.sum(x**2)
+
+
+def loss_of(inputs, targets, hidden, x):
+    d = inputs.shape[1]
+    W, b, v, c = jnp.split(x, (d * hidden, (d + 1) * hidden, (d + 2) * hidden))
+    layer = jnp.tanh(inputs @ W.reshape(d, hidden) + b)
+    return 0.5 * jnp.mean((layer @ v + c - targets) ** 2)
+
+
+def wide_network(inputs, targets, x, log_decay):
+    return network(inputs, targets, 50, x, log_decay)
+
+
+def test_a_network_from_zero_weights_ends_at_a_minimum_or_is_flagged():
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(30, 4)), rng.normal(size=30) + 0.5
+    f = Partial(wide_network, jnp.asarray(inputs), jnp.asarray(targets))
+    theta = jnp.log(1e-2)
+    h = dargmin.hypergradient(half_square, Objective(f), jnp.zeros(301), theta, throw=False)
+    if h.ok:
+        values = np.linalg.eigvalsh(np.asarray(jax.hessian(f)(h.x, theta)))
+        assert values[0] > -1e-6 * values[-1]
+    else:
+        assert np.isfinite(h.certificate.error) or np.isnan(h.gradient)
+
+
+def steep_root(x, t):
+    return x + 5 * jnp.tanh(x) - t
+
+
+def huber(x, t):
+    return 0.5 * x**2 + 5 * jnp.sqrt(1 + x**2) - t * x
+
+
+def exponential(x, t):
+    return jnp.sum(jnp.exp(x) - t * x)
+
+
+def test_a_derivative_from_far_away_is_compared_with_the_one_at_the_solution():
+    # ∂x* = 1/6 at x* = 0, where the curvature is 6; at 1e6 it is 1
+    certificate = dargmin.certify(Root(steep_root), 1e6, 0.0, tangent=1.0, jvp=1.0)
+    assert_certified(certificate, 5.0)
+    h = assert_hypergradient(
+        coordinate, Objective(huber), 1e6, 0.0, 1 / 6,
+        method=GradientDescent(0.5), mode=Unrolled(), steps=5,
+    )  # fmt: skip
+    assert not h.ok
+
+
+@pytest.mark.parametrize("x", [5.0, 10.0, 30.0])
+def test_an_exact_claim_is_not_blamed_for_the_point_it_comes_with(x):
+    for claim, true in ((1.0, 0.0), (1.1, 0.1)):
+        certificate = dargmin.certify(Objective(exponential), x, 1.0, tangent=1.0, jvp=claim)
+        assert_certified(certificate, true)
+
+
+def poisson(X, y, w, theta):
+    return jnp.mean(jnp.exp(X @ w) - y * (X @ w)) + 0.5 * jnp.exp(theta) * jnp.sum(w**2)
+
+
+def gamma(X, y, w, theta):
+    return jnp.mean(y * jnp.exp(-(X @ w)) + X @ w) + 0.5 * jnp.exp(theta) * jnp.sum(w**2)
+
+
+@pytest.mark.parametrize("f", [poisson, gamma])
+def test_a_flipped_sign_is_an_error_of_two_ten_percent_from_the_solution(f):
+    rng = np.random.default_rng(0)
+    X, w = rng.normal(size=(40, 8)), rng.normal(size=8)
+    rate = np.exp(X @ w)
+    y = rng.poisson(rate) if f is poisson else rate * rng.gamma(2.0, 0.5, size=40)
+    problem = Partial(f, jnp.asarray(X), jnp.asarray(y, float))
+    solution, change = glm_oracle(f, X, y, -4.0)
+    for seed in range(5):
+        noise = np.random.default_rng(seed).normal(size=8)
+        x = solution + 0.1 * np.linalg.norm(solution) * noise / np.linalg.norm(noise)
+        certificate = dargmin.certify(Objective(problem), x, -4.0, tangent=1.0, jvp=-change)
+        assert_certified(certificate, 2.0)
+
+
+def glm_oracle(f, X, y, theta):
+    """The solution and its derivative in θ, by damped Newton steps in NumPy."""
+    n, decay = len(y), np.exp(theta)
+    sign, count = (1, 1.0) if f is poisson else (-1, y)
+    value = lambda w: np.mean(count * np.exp(sign * X @ w) - (y if sign > 0 else -1) * (X @ w))
+    full = lambda w: value(w) + 0.5 * decay * w @ w
+    w = np.zeros(X.shape[1])
+    for _ in range(100):
+        mean = count * np.exp(sign * X @ w)
+        slope = X.T @ (sign * mean - (y if sign > 0 else -1)) / n + decay * w
+        hessian = (X.T * mean) @ X / n + decay * np.eye(w.size)
+        step, size = np.linalg.solve(hessian, slope), 1.0
+        while full(w - size * step) > full(w) and size > 1e-6:
+            size /= 2
+        w = w - size * step
+    return w, -np.linalg.solve(hessian, decay * w)
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0, 100.0])
+def test_a_claim_at_a_point_beside_a_lasso_is_judged_by_the_support_of_the_solution(share):
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(30, 12))
+    instance = zoo.lasso(X, X[:, :4] @ np.ones(4) + 0.3 * rng.normal(size=30))
+    x, change = instance.solution(-2.0), instance.jacobian(-2.0)
+    assert 2 <= np.sum(x != 0) < 12
+    for seed in range(4):
+        noise = np.random.default_rng(seed).normal(size=12)
+        at = x + share * np.linalg.norm(x) * noise / np.linalg.norm(noise)
+        for claim in (
+            change,
+            change + 0.1 * np.linalg.norm(change) * noise / np.linalg.norm(noise),
+        ):
+            certificate = dargmin.certify(instance.problem, at, -2.0, tangent=1.0, jvp=claim)
+            assert_certified(certificate, distance(claim, change))
+
+
+def entropic(x, b):
+    return -(x[0] + b * x[1]) + 0.03 * jnp.sum(xlogy(x, x))
+
+
+def test_a_solution_in_a_corner_of_the_simplex_is_reached_or_flagged():
+    s = assert_sensitivity(
+        Composite(entropic, prox.simplex(1.0)), jnp.array([0.5, 0.5]), 0.7, 1.0, CORNER
+    )
+    if s.ok:
+        np.testing.assert_allclose(s.x, (SHARE, 1 - SHARE), rtol=1e-4)
+
+
+SHARE = 1 / (1 + np.exp(-0.3 / 0.03))  # x₀ of the softmax
+CORNER = SHARE * (1 - SHARE) / 0.03 * np.array([-1.0, 1.0])
+
+
+def cubic(x, k):
+    return (x - k) ** 3
+
+
+def quartic(x, k):
+    return jnp.sum((x - k) ** 4)
+
+
+@pytest.mark.parametrize("start", [3.0, 3.5])
+@pytest.mark.parametrize("problem", [Root(cubic), Objective(quartic)], ids=["cubic", "quartic"])
+def test_a_degenerate_solution_is_followed_or_flagged(problem, start):
+    assert_sensitivity(problem, start, 3.0, 1.0, 1.0)
+
+
+def nonlinear_fit(x, t):
+    return 0.5 * (jnp.exp(x) - t) ** 2 + 0.5 * (x + 1) ** 2
+
+
+def gauss_newton(x, t, v):
+    return jnp.exp(2 * x) * v + v
+
+
+def test_a_gauss_newton_product_is_used_to_walk_and_not_to_differentiate():
+    x = 1.0
+    for _ in range(20):
+        e = np.exp(x)
+        x -= ((e - 3) * e + x + 1) / (2 * e**2 - 3 * e + 1)
+    truth = np.exp(x) / (2 * np.exp(2 * x) - 3 * np.exp(x) + 1)
+    assert abs(truth - 0.5474) < 1e-4
+    problem = Objective(nonlinear_fit, hvp=gauss_newton)
+    assert_sensitivity(problem, 0.0, 3.0, 1.0, truth, must=True)
+    assert_hypergradient(coordinate, problem, 0.0, 3.0, truth, must=True)
+
+
+# ---- precisions that differ ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [(np.float32, np.float64), (np.float64, np.float32)], ids=str
+)
+def test_mixed_precision_works_or_is_one_value_error(kind, other):
+    x0, t, one = jnp.zeros(2, kind), jnp.ones(2, other), jnp.ones(2, other)
+    problem = Objective(apart)
+    calls = (
+        lambda: dargmin.hypergradient(total, problem, x0, t).gradient,
+        lambda: dargmin.sensitivity(problem, x0, t, one).tangent,
+        lambda: dargmin.certify(problem, x0, t, tangent=one, jvp=jnp.ones(2, kind)).error + 1,
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        for call in calls:
+            try:
+                np.testing.assert_allclose(call(), 1.0, rtol=3e-3)
+            except ValueError as error:
+                assert "float32" in str(error) and "float64" in str(error)
