@@ -889,6 +889,6 @@ def test_training_an_equilibrium_layer_ends():
     source = os.pathsep.join(sys.path)
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(TRAINING)],
-        env=os.environ | {"PYTHONPATH": source}, timeout=300, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": source}, timeout=120, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
