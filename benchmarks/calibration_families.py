@@ -14,7 +14,6 @@ from jax.nn import logsumexp, softplus
 from jax.scipy.linalg import solve_triangular
 from jax.tree_util import Partial
 
-import dargmin
 from dargmin import Composite, FixedPoint, Objective, prox
 
 Draw = tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]  # the data, x0, θ

@@ -1,7 +1,8 @@
 """What `ok` is worth on many kinds of problems: rows for calibration.py.
 
-Each family of calibration_families.py is drawn many times. All draws of a family run in one program,
-one after the other (`lax.map`), as they would alone. Truth comes from calibration_oracle.py."""
+Each family of calibration_families.py is drawn many times. All draws of a family run in one
+program, one after the other (`lax.map`), as they would alone. Truth comes from
+calibration_oracle.py."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from calibration_families import FAMILIES, Family
-from calibration_oracle import Truth, truth
+from calibration_oracle import Truth, programs, truth
 
 import dargmin
 from dargmin.status import Status
@@ -264,8 +265,6 @@ def claims(batch: Batch, names: list[str], x: Array, rng: Any) -> Array:
 
 def at_the_point(batch: Batch, x: Array) -> Array:
     """The implicit derivative where the problem has not been solved."""
-    from calibration_oracle import programs
-
     moments = programs(batch.family)["moments"](wide(batch.data), x, wide(batch.theta))
     *_, slopes, mixed = map(np.asarray, moments)
     K = slopes if batch.family.f is not None else np.eye(x.shape[1]) - slopes

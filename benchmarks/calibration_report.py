@@ -29,15 +29,15 @@ PROMISE_RULES = """\
 - Finite wrong: not `ok`, a finite derivative, and its true error above three times its estimate.
 - Refused: not `ok`, though the derivative that came with it is as accurate as was asked. Not
   reached: any other that is not `ok`. Both count only what the precision allows: ten times the
-  rounding error is below `rtol`. The rounding error of a derivative is what it changes by when every
-  input is moved by one ε (the larger of two random moves), or ε·κ if that is more, with κ the
+  rounding error is below `rtol`. The rounding error of a derivative is what it changes by when
+  every input is moved by one ε (the larger of two random moves), or ε·κ if that is more, with κ the
   condition number of the Hessian in units in which its diagonal is 1 (fixed points and composite
   problems: of 1 - ∂T).
 - `certify` is given the exact derivative, one that is ten percent off, the implicit one at a point
-  beside the solution, and one with its sign flipped, at points 0.1 %, 10 %, 100 % and 100 times ‖x*‖
-  away (where there are other minima: 0.1 % and 1 %). An estimate counts as too low below a third of
-  the truth, where that is above ten times ε·κ; as too high above ten times the largest of the
-  truth, ten times ε·κ, and 1e-6. Both only where `certify` says ok.
+  beside the solution, and one with its sign flipped, at points 0.1 %, 10 %, 100 % and 100 times
+  ‖x*‖ away (where there are other minima: 0.1 % and 1 %). An estimate counts as too low below a
+  third of the truth, where that is above ten times ε·κ; as too high above ten times the largest of
+  the truth, ten times ε·κ, and 1e-6. Both only where `certify` says ok.
 - Cancelling: the outer function is linear, and its gradient nearly orthogonal to the derivative of
   what it looks at; a hundredth of a random direction is left."""
 
@@ -96,7 +96,7 @@ def promise_text(kinds: list[Row], promised: list[Row]) -> list[str]:
     families = {row["family"] for row in promised}
     return [
         "## The promise, on many kinds of problems",
-        f"{len(families)} kinds; derivatives: {len(kinds)} from elsewhere, {len(promised)} our own.",
+        f"{len(families)} kinds; {len(kinds)} derivatives from elsewhere, {len(promised)} our own.",
         PROMISE_RULES,
         table(promise_targets(kinds, promised)),
         "### `hypergradient` and `sensitivity`, on their own results",
