@@ -140,13 +140,16 @@ def aims(batch: Batch, kind: str) -> tuple[Array, Array, Array]:
 
 
 def at_found(batch: Batch, x: Array) -> tuple[Truth, list[Truth]]:
-    """The truth, also for nudged inputs; of many minima, that at the one that was found."""
+    """The truth, also for nudged inputs. Of many minima, that at the one that was found; where none
+    was, that at the one that the oracle found, with `valid` false."""
     if not batch.family.many:
         return batch.known, batch.nudged
     x = wide(np.where(np.isfinite(x), x, batch.known.x))
-    known = truth(batch.family, wide(batch.data), x, wide(batch.theta))
-    far = np.linalg.norm(known.x - x, axis=1) > 1e-2 * (1 + np.linalg.norm(x, axis=1))
-    known = known._replace(valid=known.valid & ~far)
+    found = truth(batch.family, wide(batch.data), x, wide(batch.theta))
+    far = np.linalg.norm(found.x - x, axis=1) > 1e-2 * (1 + np.linalg.norm(x, axis=1))
+    there = found.valid & ~far
+    pick = lambda u, v: np.where(there.reshape(-1, *(u.ndim - 1) * [1]), u, v)
+    known = Truth(*map(pick, found, batch.known))._replace(valid=there)
     return known, nudge(batch.family, batch.data, batch.theta, known.x)
 
 
@@ -161,7 +164,7 @@ def tabulate(
     batch: Batch, kind: str, rtol: float, value: Array, error: Array, status: Array, true: Array,
     noise: Array, known: Truth,
 ) -> Iterator[Row]:  # fmt: skip
-    off = relative(value, true)
+    off = np.where(known.valid, relative(value, true), np.nan)
     for i in np.flatnonzero(np.linalg.norm(true, axis=1) > 1e-250):
         yield dict(
             family=batch.family.name, dtype=batch.theta.dtype.name, claim=kind, rtol=rtol,
