@@ -720,6 +720,14 @@ def test_where_there_is_no_estimate_there_is_no_number(name):
         assert np.isfinite(certificate.error) or np.isnan(value)
 
 
+@pytest.mark.parametrize("steps", [1, 30])
+def test_too_few_steps_give_a_right_number_or_none(steps):
+    assert_hypergradient(
+        coordinate, Objective(exponential), np.array([5.0]), np.array([1.0]), 1.0,
+        method=GradientDescent(1e-4), steps=steps,
+    )  # fmt: skip
+
+
 # ---- flagging is no way out ----------------------------------------------------------------------
 
 
