@@ -89,6 +89,8 @@ def promise_rows(quick: bool, progress: Any) -> tuple[list[Row], list[Row]]:
             if len(batch):
                 own += own_rows(batch)
                 certified += certify_rows(batch)
+            programs.cache_clear()
+            jax.clear_caches()  # no two families share a program, and all of them fill the memory
     return certified, own
 
 
