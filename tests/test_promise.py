@@ -328,18 +328,18 @@ def gamma(X, y, w, theta):
 
 
 @pytest.mark.parametrize("f", [poisson, gamma])
-def test_a_flipped_sign_is_an_error_of_two_ten_percent_from_the_solution(f):
+def test_a_flipped_sign_is_an_error_of_two_wherever_it_is_looked_at(f):
     rng = np.random.default_rng(0)
     X, w = rng.normal(size=(40, 8)), rng.normal(size=8)
     rate = np.exp(X @ w)
     y = rng.poisson(rate) if f is poisson else rate * rng.gamma(2.0, 0.5, size=40)
     problem = Partial(f, jnp.asarray(X), jnp.asarray(y, float))
     solution, change = glm_oracle(f, X, y, -4.0)
-    for seed in range(5):
+    for seed, share in enumerate((0.1, 0.1, 0.1, 1, 1, 1, 100, 100, 100)):
         noise = np.random.default_rng(seed).normal(size=8)
-        x = solution + 0.1 * np.linalg.norm(solution) * noise / np.linalg.norm(noise)
+        x = solution + share * np.linalg.norm(solution) * noise / np.linalg.norm(noise)
         certificate = dargmin.certify(Objective(problem), x, -4.0, tangent=1.0, jvp=-change)
-        assert_certified(certificate, 2.0)
+        assert_certified(certificate, 2.0, must=share < 1)
 
 
 def glm_oracle(f, X, y, theta):
