@@ -59,9 +59,11 @@ def report(
     ]
     if promised:
         write(out / "calibration_promise.csv", kinds + promised)
-        broken = [r for r in promised if silent(r) or finite_wrong(r) or refused(r) or unreached(r)]
-        misjudged = [r for r in kinds if r["ok"] and (below_third(r) or above_ten(r))]
-        write(out / "calibration_promise_worst.csv", broken + misjudged)
+        misjudged = lambda row: row["ok"] and (below_third(row) or above_ten(row))
+        worst = [row for holds in (silent, finite_wrong, refused, unreached)
+                 for row in spread(filter(holds, promised))]  # fmt: skip
+        worst += spread(filter(misjudged, kinds))
+        write(out / "calibration_promise_worst.csv", worst)
         text += promise_text(kinds, promised)
     if certified:
         rows = [row | {"ratio": ratio(row)} for row in certified + own]
@@ -146,6 +148,11 @@ def kinds_by_family(rows: list[Row]) -> list[Row]:
             "below a third": sum(map(below_third, fine)), "above ten": sum(map(above_ten, fine)),
         })  # fmt: skip
     return lines
+
+
+def spread(rows: Iterable[Row]) -> list[Row]:
+    """At most five rows of each family and precision."""
+    return [row for _, mine in grouped(list(rows)) for row in mine[:5]]
 
 
 def grouped(rows: list[Row]) -> list[tuple[tuple[str, str], list[Row]]]:
