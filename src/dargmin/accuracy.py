@@ -23,9 +23,10 @@ from dargmin.certificate import (
     relative_error,
 )
 from dargmin.cost import Cost
-from dargmin.linear import LinearOptions, factored
+from dargmin.linear import BlockDense, Dense, LinearOptions, factored
 from dargmin.linear.lanczos import STEP_SIZE_STEPS
 from dargmin.linear.solution import default_rtol
+from dargmin.linear.work import SMALL
 from dargmin.loop import Run
 from dargmin.methods import Landing
 from dargmin.problems import AbstractProblem, Composite, Objective
@@ -84,9 +85,10 @@ def reach(
     first_rtol = jnp.asarray(first_rtol if options.rtol is None else options.rtol, kind)
     most = 10 * MAX_ROUNDS if strategy.factor else MAX_ROUNDS
     run = None if method is None else Run(problem, method.prepare(problem, x0, theta), theta)
+    looks = known is None and not newton and _hides(problem, x0, options)
     body = Round(
-        problem, run, quantity, theta, goal, options, first_rtol, floor, known,
-        newton=newton, constant=constant,
+        problem, run, x0, quantity, theta, goal, options, first_rtol, floor, known,
+        newton=newton, constant=constant, looks=looks,
     )  # fmt: skip
 
     def unfinished(s: State) -> Bool[Array, ""]:
@@ -95,7 +97,7 @@ def reach(
         more = (s.rounds < most) & (s.failures < MAX_FAILURES) & ~spent
         return ~met & more & jnp.isfinite(initial)
 
-    solver_options = body.linear(first_rtol, first_rtol, known)
+    solver_options = body.linear(first_rtol, first_rtol, known, jnp.asarray(jnp.inf, kind))
     blank = _blank(quantity, problem, x0, theta, start, solver_options)
     worth = jnp.broadcast_to(jnp.asarray(amplification, kind), blank.amplification.shape)
     blank = eqx.tree_at(lambda d: d.amplification, blank, worth)
@@ -108,12 +110,21 @@ def reach(
         tol=jnp.asarray(jnp.inf, kind) if newton_first else jnp.maximum(gap * initial, floor),
         linear_rtol=first_rtol,
         status=Status.where(jnp.isfinite(initial), Status.not_converged, Status.nonfinite),
-        steps=zero, rounds=zero, failures=zero, cost=cost,
+        steps=zero, rounds=zero, failures=zero, lowest=jnp.asarray(jnp.inf, kind),
+        looked=jnp.asarray(False), escapes=zero, cost=cost,
     )  # fmt: skip
     # With the factor of a constant Hessian there is nothing that a second round could improve.
     end = body(state) if known is not None else _loop(unfinished, body, state)
     certificate = _certificate(problem, theta, end, goal)
     return Outcome(end.x, end.derivative, certificate, end.cost, end.steps)
+
+
+def _hides(problem: AbstractProblem, x: Point, options: LinearOptions) -> bool:
+    """Whether there may be directions that the right-hand sides hide from the linear solver: it is
+    a Krylov method, or the Hessian of an objective, of which negative curvature may be hidden."""
+    direct = isinstance(options.solver, Dense | BlockDense)
+    small = options.solver is None and tree.size(x) <= SMALL
+    return tree.size(x) > 0 and (isinstance(problem, Objective) or not (direct or small))
 
 
 def _first_gap(problem: AbstractProblem, goal: Goal, newton: bool) -> Float[Array, ""]:

@@ -4,6 +4,7 @@ A derivative is compared with the implicit one at the Newton-corrected point x̂
 distance of x from the solution enters squared. That makes the difference an estimate of the error
 of the derivative that was given, the burn-in included: an estimate, not a bound."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from dargmin import show, tree
 from dargmin.checks import blames_arguments, check_outer
 from dargmin.linear import Correction, LinearOptions, newton_correction, prepare, solve_linear
-from dargmin.linear.solution import default_rtol
+from dargmin.linear.solution import LinearInfo, default_rtol, inconsistency
 from dargmin.loop import Run, freeze
 from dargmin.methods import ProximalGradient
-from dargmin.problems import AbstractProblem, Composite
+from dargmin.problems import AbstractProblem, Composite, FixedPoint, Root
 from dargmin.status import Status, first_failure, is_ok, raise_if_failed
 from dargmin.types import Parameters, Point
 
@@ -169,8 +170,9 @@ def _certify(
         cotangent, direct = direction, None
         if form == "gradient":
             cotangent, direct = outer_gradients(direction, at.x, theta)
-        implicit, _, solution = implicit_vjp(problem, at.x, theta, cotangent)
-        info, shared = solution.info, solution.info.error
+        found = implicit_vjp(problem, at.x, theta, cotangent)
+        implicit, info = found.value, found.info
+        shared = info.error * found.spread
         reference = implicit if direct is None else tree.add(direct, implicit)
         error = tree.sub(claim, reference)
     finite = Status.where(tree.all_finite(claim), Status.ok, Status.nonfinite)
@@ -178,12 +180,13 @@ def _certify(
     usable = is_ok(status) | (status == Status.weakly_active)
     measure = (lambda t: jax.tree.map(tree.norm, t)) if per_leaf else tree.norm
     scale = measure(reference)
-    floor = rounding_error(x, jnp.maximum(at.condition, info.condition)) + shared
-    absolute = jax.tree.map(
-        lambda e, s: jnp.where(usable, jnp.maximum(e, floor.astype(s.dtype) * s), jnp.inf),
-        measure(error),
-        measure(implicit),
-    )
+    floor = rounding_error(x, jnp.maximum(at.condition, info.condition))
+
+    def estimated(error: Array, scale: Array) -> Array:
+        least = (floor * scale + shared).astype(scale.dtype)
+        return jnp.where(usable, jnp.maximum(error, least), jnp.inf)
+
+    absolute = jax.tree.map(estimated, measure(error), measure(implicit))
     relative = jax.tree.map(relative_error, absolute, scale)
     if rtol is not None:
         status = first_failure(status, accuracy_status(absolute, scale, rtol, atol))
@@ -255,6 +258,16 @@ def trust(problem: AbstractProblem, at: Correction, theta: Parameters, solve_sta
     return status
 
 
+def withheld(derivative: Any, error: Float[Array, "*batch"]) -> Any:
+    """The derivative, or NaN where nothing is known of its error: no estimate, no number."""
+
+    def withhold(u: Array) -> Array:
+        unknown = ~jnp.isfinite(error).reshape(error.shape + (1,) * (u.ndim - error.ndim))
+        return jnp.where(unknown, jnp.asarray(jnp.nan, u.dtype), u)
+
+    return jax.tree.map(withhold, derivative)
+
+
 def near_kink(
     problem: Composite, x: Point, theta: Parameters, distance: Float[Array, ""]
 ) -> Bool[Array, ""]:
@@ -309,15 +322,41 @@ def implicit_vjp(
     *,
     start: Point | None = None,
     options: LinearOptions | None = None,
-) -> tuple[Any, Point, Any]:
-    """-∂_θFᵀ λ with ∂ₓFᵀ λ = w at (x, θ); also λ and the linear solution it came from."""
+) -> "ImplicitGradient":
+    """-∂_θFᵀ λ with ∂ₓFᵀ λ = w at (x, θ), and the linear solution that it came from.
+
+    Where ∂ₓF is singular and not symmetric, w may leave the range of ∂ₓFᵀ: as long as θ does not
+    move what ∂ₓF conserves, the derivative along that exists all the same."""
     solution = solve_linear(
         problem, x, theta, cotangent, transpose=True, start=start, options=options
     )
+    info = solution.info
     dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
     _, pullback = jax.vjp(lambda d: problem.residual(x, eqx.combine(d, static)), dynamic)
-    (value,) = pullback(tree.scale(-1.0, solution.value))
-    return value, solution.value, solution
+    with_samples = jax.tree.map(
+        lambda u, samples, null: jnp.concatenate([-u[None], samples, null[None]]),
+        solution.value, info.doubt, info.null,
+    )  # fmt: skip
+    (images,) = jax.vmap(pullback)(with_samples)
+    sizes = jax.vmap(tree.norm)(images)
+    value, spread = jax.tree.map(lambda u: u[0], images), jnp.max(sizes[:3])
+    if isinstance(problem, FixedPoint | Root):
+        share = inconsistency(tree.dtype(x)) * tree.norm(info.null)
+        unmoved = sizes[3] * tree.norm(solution.value) <= share * spread
+        forgiven = (info.status == Status.inconsistent) & unmoved
+        status = Status.where(forgiven, Status.ok, info.status)
+        info = dataclasses.replace(info, status=status)
+    return ImplicitGradient(value, spread.astype(tree.dtype(x)), solution, info)
+
+
+class ImplicitGradient(eqx.Module):
+    """-∂_θFᵀ λ; the size of ∂_θFᵀ e for errors e as large as λ, at least that of λ itself; the
+    linear solution, and how it went."""
+
+    value: Any
+    spread: Float[Array, ""]
+    solution: Any
+    info: LinearInfo
 
 
 def _tangent_error(

@@ -94,6 +94,6 @@ def trivial(b: Point) -> tuple[Point, LinearInfo]:
     zero = jnp.asarray(0)
     info = LinearInfo(
         Status.ok, jnp.zeros((), kind), jnp.zeros((), kind), jnp.ones((), kind), zero, zero,
-        samples(b, b, b), b,
+        samples(b, b, b), b, jnp.asarray(jnp.inf, kind),
     )  # fmt: skip
     return tree.zeros_like(b), info

@@ -97,13 +97,14 @@ def spectral(
 
 class Singular(NamedTuple):
     """What the singular value decomposition of a scaled general matrix says: K⁺ b, a vector that K
-    maps to zero, the spread of the singular values that count, and the part of b outside the range,
-    relative to b."""
+    maps to zero, the spread of the singular values that count, and, relative to b, the part of it
+    outside the range and what is left of the rest, b - Kx."""
 
     x: Float[Array, " d"]
     null: Float[Array, " d"]
     condition: Float[Array, ""]
     outside: Float[Array, ""]
+    left: Float[Array, ""]
 
 
 def singular(
@@ -133,9 +134,13 @@ def singular(
     # Where W is nearly orthogonal to N there is no such x of moderate size.
     exists = tree.norm(group) <= 1e3 * (tree.norm(shortest) + tree.norm(x))
     size = tree.norm(coordinates)
+    size = jnp.where(size > 0, size, 1)
+    x = jnp.where(exists, group, shortest)
+    unsolved = coordinates - left.T @ (scaled @ (x / columns))
     return Singular(
-        x=jnp.where(exists, group, shortest),
+        x=x,
         null=N @ tree.random_like(values, seed=4),
         condition=jnp.maximum(values[0] / jnp.min(jnp.where(keep, values, jnp.inf)), 1),
-        outside=tree.norm(jnp.where(keep, 0, coordinates)) / jnp.where(size > 0, size, 1),
+        outside=tree.norm(jnp.where(keep, 0, coordinates)) / size,
+        left=tree.norm(jnp.where(keep, unsolved, 0)) / size,
     )

@@ -98,7 +98,8 @@ def newton_correction(
 
     def at_rounding(r: _Round) -> Bool[Array, ""]:
         share = jnp.minimum(30 * rounding(kind, jnp.maximum(r.condition, 1)), 0.1 * near)
-        return (r.rounds > 0) & (r.length <= share * jnp.maximum(tree.norm(r.x), begin))
+        least = jnp.maximum(share * tree.norm(r.x), 30 * rounding(kind, one) * begin)
+        return (r.rounds > 0) & (r.length <= least)
 
     def close(r: _Round) -> Bool[Array, ""]:
         left = r.length * r.ratio <= near * tree.norm(r.x)

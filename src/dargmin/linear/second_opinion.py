@@ -27,24 +27,24 @@ class SecondOpinion(eqx.Module):
 
 def second_opinion(
     operator: LinearMap,
-    like: Point,
+    start: Point,
     preconditioner: LinearMap | None,
     *,
     symmetric: bool,
     undetermined: Float[Array, ""] | float = 0.0,
     steps: int = STEPS,
 ) -> SecondOpinion:
-    """Look at K from a random vector: isolated small and negative eigenvalues show in a few steps,
+    """Look at K from a random vector `start`: isolated small and negative eigenvalues show in a few steps,
     whatever the right-hand sides of the solves are. Curvature above -`undetermined` is not taken
     for negative."""
     if not symmetric:
-        lowest, products = smallest_stretch(operator, like, steps)
-        return SecondOpinion(lowest, jnp.asarray(False), tree.zeros_like(like), products)
-    return _symmetric(operator, like, preconditioner, undetermined, min(steps, tree.size(like)))
+        lowest, products = smallest_stretch(operator, start, steps)
+        return SecondOpinion(lowest, jnp.asarray(False), tree.zeros_like(start), products)
+    return _symmetric(operator, start, preconditioner, undetermined, min(steps, tree.size(start)))
 
 
 def _symmetric(
-    K: LinearMap, like: Point, preconditioner: LinearMap | None, undetermined: Any, steps: int
+    K: LinearMap, start: Point, preconditioner: LinearMap | None, undetermined: Any, steps: int
 ) -> SecondOpinion:
     """Lanczos on M⁻¹K, twice where the smallest Ritz value is negative: then for its vector."""
     kind = tree.dtype(like)
@@ -68,10 +68,9 @@ def _symmetric(
         carry = (tree.scale(unit, w), tree.scale(unit, z), v, following, total, top, ended_now)
         return carry, (alpha, following)
 
-    start = tree.random_like(like, seed=7)
     z = M(start)
     size = 1 / jnp.sqrt(jnp.maximum(tree.dot(start, z), jnp.finfo(kind).tiny))
-    none = tree.zeros_like(like)
+    none = tree.zeros_like(start)
 
     def attempt(state: Any) -> Any:
         _, weights, _, _, passes = state

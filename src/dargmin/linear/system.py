@@ -1,5 +1,7 @@
 """∂ₓF u = r: the one linear solve behind every implicit derivative."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from dargmin.linear.auto import Auto, trivial
 from dargmin.linear.scaling import jacobi, scaling
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, default_rtol
 from dargmin.problems import AbstractProblem, LinearSystem, Objective
+from dargmin.problems.base import identity
 from dargmin.status import is_ok, poison
 from dargmin.types import LinearMap, Parameters, Point
 
@@ -47,7 +50,8 @@ class LinearOptions(eqx.Module):
 
 
 class LinearSolution(eqx.Module):
-    """u, the Krylov unknown w that a later, similar solve may start from, and how it went."""
+    """u, the Krylov unknown w that a later, similar solve may start from, and how it went: with
+    `doubt` and `null` for u."""
 
     value: Point
     unknown: Point
@@ -91,6 +95,9 @@ def solve_linear(
         system.operator, b, symmetric=system.symmetric, start=start,
         preconditioner=preconditioner, options=options,
     )  # fmt: skip
+    if system.after is not identity:
+        doubt, null = jax.vmap(system.after)(info.doubt), system.after(info.null)
+        info = dataclasses.replace(info, doubt=doubt, null=null)
     return LinearSolution(tree.add(system.beside(rhs), system.after(w)), w, info)
 
 
