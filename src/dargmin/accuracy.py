@@ -23,22 +23,19 @@ from dargmin.certificate import (
     relative_error,
 )
 from dargmin.cost import Cost
-from dargmin.linear import BlockDense, Dense, LinearOptions, factored
+from dargmin.linear import LinearOptions, factored, hides
 from dargmin.linear.lanczos import STEP_SIZE_STEPS
 from dargmin.linear.solution import default_rtol
-from dargmin.linear.work import SMALL
 from dargmin.loop import Run
 from dargmin.methods import Landing
 from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.quantity import AbstractQuantity, Derivative
-from dargmin.rounds import Goal, Round, State
+from dargmin.rounds import MAX_FAILURES, Goal, Round, State
 from dargmin.status import Status, first_failure, is_ok
 from dargmin.strategy import Strategy
 from dargmin.types import Parameters, Point
 
 MAX_ROUNDS = 40
-MAX_FAILURES = 4
-"""Rounds in a row without progress before the loop gives up."""
 
 
 class Outcome(eqx.Module):
@@ -85,7 +82,7 @@ def reach(
     first_rtol = jnp.asarray(first_rtol if options.rtol is None else options.rtol, kind)
     most = 10 * MAX_ROUNDS if strategy.factor else MAX_ROUNDS
     run = None if method is None else Run(problem, method.prepare(problem, x0, theta), theta)
-    looks = known is None and not newton and _hides(problem, x0, options)
+    looks = known is None and not newton and hides(problem, x0, options)
     body = Round(
         problem, run, x0, quantity, theta, goal, options, first_rtol, floor, known,
         newton=newton, constant=constant, looks=looks,
@@ -117,14 +114,6 @@ def reach(
     end = body(state) if known is not None else _loop(unfinished, body, state)
     certificate = _certificate(problem, theta, end, goal)
     return Outcome(end.x, end.derivative, certificate, end.cost, end.steps)
-
-
-def _hides(problem: AbstractProblem, x: Point, options: LinearOptions) -> bool:
-    """Whether there may be directions that the right-hand sides hide from the linear solver: it is
-    a Krylov method, or the Hessian of an objective, of which negative curvature may be hidden."""
-    direct = isinstance(options.solver, Dense | BlockDense)
-    small = options.solver is None and tree.size(x) <= SMALL
-    return tree.size(x) > 0 and (isinstance(problem, Objective) or not (direct or small))
 
 
 def _first_gap(problem: AbstractProblem, goal: Goal, newton: bool) -> Float[Array, ""]:

@@ -117,7 +117,10 @@ def rounding(
     direction = tree.random_like(at.x, seed=2)
     moved = tree.axpy(distance / jnp.maximum(tree.norm(direction), 1), direction, at.x)
     there = quantity(problem, moved, theta, found.unknown, LinearOptions(solver=_Beside()))
-    change = norms(tree.sub(there.value, found.value)) + there.residual * found.spread
+    change = norms(tree.sub(there.value, found.value))
+    # Of a singular system, the right-hand side may lie outside the range, and nothing be wrong.
+    regular = tree.norm(found.null) == 0
+    change = change + jnp.where(regular, there.residual * found.spread, 0)
     return relative * found.implicit + change, there.cost
 
 

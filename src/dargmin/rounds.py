@@ -37,7 +37,7 @@ from dargmin.quantity import (
     rounding,
     rounding_by_factor,
 )
-from dargmin.saddles import escape
+from dargmin.stationary import escape, is_degenerate
 from dargmin.status import Status, first_failure, is_ok
 from dargmin.types import Parameters, Point
 
@@ -49,6 +49,9 @@ SHARE = 0.1
 
 LOOSE = 100.0
 """How much more than that it may make in a derivative that the next is only compared with."""
+
+MAX_FAILURES = 4
+"""Rounds in a row without progress before the loop gives up."""
 
 MAX_ESCAPES = 20
 """How many saddles are left behind before that is given up."""
@@ -148,7 +151,7 @@ class Round(eqx.Module):
             )
             cost, steps = cost + solver.cost, steps + 1
         comparing = self.compares(s, residual)
-        work, diagonal = self, None
+        work = self
         if solver is None and self.options.scales(self.problem, x):
             diagonal = scaling(self.problem, x, self.theta)
             if diagonal is not None:
@@ -162,13 +165,16 @@ class Round(eqx.Module):
         spent = (s.steps + steps >= self.goal.steps) & jnp.isfinite(at.residual)
         status = Status.where(spent & ~at.settled, Status.not_converged, status)
         met = jnp.all(error <= self.goal.wanted(scale)) & is_ok(status)
-        look = self.look(s, at, here, solver, diagonal, met, found.lowest)
+        look = work.look(s, at, here, solver, met, found.lowest)
         status = first_failure(look.status, status)
         error = jnp.where(is_ok(look.status), error, jnp.inf)
         closer = ~at.settled & (at.residual < 0.5 * s.residual)
         progress = jnp.any(error < 0.5 * s.error) | closer | (s.rounds == 0) | look.new
         if self.newton:
             progress = progress | (jnp.isinf(jnp.max(error)) & (at.distance > 0))
+        # A saddle that f does not show a way down from: there is nothing more to do.
+        saddle = (look.status == Status.not_positive_definite) & ~look.left
+        failures = jnp.where(progress, 0, s.failures + 1)
         cost = cost + Cost(at.evaluations, at.products, at.factorisations) + checked + look.cost
         return State(
             x=look.x,
@@ -187,7 +193,7 @@ class Round(eqx.Module):
             status=status,
             steps=s.steps + steps,
             rounds=s.rounds + 1,
-            failures=jnp.where(progress, 0, s.failures + 1),
+            failures=jnp.where(saddle, MAX_FAILURES, failures),
             lowest=look.lowest,
             looked=look.looked,
             escapes=s.escapes + look.left.astype(s.escapes.dtype),
@@ -246,7 +252,9 @@ class Round(eqx.Module):
 
         def go() -> Correction:
             rounds = 30 if self.run is None else 4
-            return newton_correction(self.problem, x, self.theta, options=options, max_rounds=rounds)
+            return newton_correction(
+                self.problem, x, self.theta, options=options, max_rounds=rounds
+            )
 
         if self.run is None:
             return go(), None
@@ -300,7 +308,11 @@ class Round(eqx.Module):
         reached, left, went = map(solver.measure, (x, offset, step))
         close = (left <= NEAR * reached) & (residual <= GAIN * initial)
         least = self.rounding(solver, reached)
-        settled = close | (went <= least) | (self.constant & (left <= least)) | (initial == 0)
+        stays = (went <= least) & (residual > 0.5 * initial)
+        tiny = 30 * jnp.finfo(residual.dtype).eps * jnp.maximum(reached, solver.measure(self.begin))
+        settled = (
+            close | stays | (went <= tiny) | (self.constant & (left <= least)) | (initial == 0)
+        )
         return Correction(
             x=x,
             residual=residual,
@@ -350,6 +362,7 @@ class Round(eqx.Module):
         def there() -> tuple[Any, ...]:
             found = self.quantity(self.problem, at.x, self.theta, s.derivative.unknown, options)
             found = _remember(found, s.derivative)
+            found = self.regular(at.x, found, options, solver)
             error, linear, cost = self.estimate(s, at, found, solver)
             return found, error, linear, found.cost + cost, jnp.asarray(True)
 
@@ -364,6 +377,23 @@ class Round(eqx.Module):
         return jax.lax.cond(
             near, there, lambda: (s.derivative, inf, 0 * s.scale, Cost(), jnp.asarray(False))
         )
+
+    def regular(
+        self, x: Point, found: Derivative, options: LinearOptions, solver: Factored | None
+    ) -> Derivative:
+        """The same, with a status if x is a degenerate solution."""
+        if self.constant:
+            return found
+        correction = lambda r: solve_linear(self.problem, x, self.theta, r, options=options).value
+        inverse = correction if solver is None else solver.inverse
+        singular = tree.norm(found.null) > 0
+        degenerate = singular & jax.lax.cond(
+            in_every_lane(~singular),
+            lambda: jnp.asarray(False),
+            lambda: is_degenerate(self.problem, x, self.theta, inverse),
+        )
+        status = Status.where(degenerate, Status.degenerate, found.status)
+        return dataclasses.replace(found, status=status)
 
     def estimate(
         self, s: State, at: Correction, found: Derivative, solver: Factored | None
@@ -409,7 +439,6 @@ class Round(eqx.Module):
         at: Correction,
         here: Landing | None,
         solver: Factored | None,
-        diagonal: Point | None,
         met: Bool[Array, ""],
         lowest: Float[Array, ""],
     ) -> Look:
@@ -433,11 +462,7 @@ class Round(eqx.Module):
         wanted = met & ~s.looked
 
         def opinion() -> Look:
-            system = self.problem.linear_system(at.x, self.theta)
-            start = system.after(tree.random_like(at.x, seed=7))
-            said = second_opinion(
-                system.operator, start, jacobi(diagonal), symmetric=bool(system.symmetric)
-            )
+            said = second_opinion(self.problem, at.x, self.theta, self.options)
             known = jnp.minimum(lowest, s.lowest)
             hidden = wanted & (said.lowest < 0.5 * known) & ~said.negative
             found = Look(
@@ -462,7 +487,8 @@ class Round(eqx.Module):
         """Where there is negative curvature: to a lower point along it, if f knows one."""
         if self.constant or not isinstance(self.problem, Objective):
             status = Status.where(negative, Status.not_positive_definite, otherwise.status)
-            return dataclasses.replace(otherwise, status=status)
+            looked = otherwise.looked & ~negative
+            return dataclasses.replace(otherwise, status=status, looked=looked)
         x, fell, trials = escape(self.problem, self.theta, at.x, direction)
         left = negative & fell & (s.escapes < MAX_ESCAPES)
         landing = here
@@ -474,7 +500,7 @@ class Round(eqx.Module):
             here=landing,
             status=Status.where(negative, status, otherwise.status),
             lowest=jnp.where(left, jnp.inf, otherwise.lowest),
-            looked=otherwise.looked & ~left,
+            looked=otherwise.looked & ~negative,
             new=otherwise.new | left,
             left=left,
             cost=otherwise.cost + Cost(gradients=trials),

@@ -86,7 +86,7 @@ def solve_linear(
     options = LinearOptions() if options is None else options
     problem, x, theta, rhs = tree.stop_gradient((problem, x, theta, rhs))
     system = problem.linear_system(x, theta)
-    preconditioner = _preconditioner(problem, x, theta, options, system)
+    preconditioner = preconditioner_of(problem, x, theta, options, system)
     if transpose:
         system = system.transpose(x)
         preconditioner = _transposed(preconditioner, system, x)
@@ -116,7 +116,7 @@ def solve_linear_differentiably(
     otherwise: never a finite wrong number."""
     options = LinearOptions() if options is None else options
     system = problem.linear_system(x, theta)
-    preconditioner = _preconditioner(problem, x, theta, options, system)
+    preconditioner = preconditioner_of(problem, x, theta, options, system)
     # As one vector: `custom_linear_solve` cannot be transposed where some leaves move and some
     # do not.
     b, unravel = tree.ravel(system.before(rhs))
@@ -174,10 +174,10 @@ def _normalised(
         preconditioner=preconditioner,
         rtol=rtol,
     )
-    return tree.scale(unit, w), info
+    return tree.scale(unit, w), dataclasses.replace(info, doubt=tree.scale(unit, info.doubt))
 
 
-def _preconditioner(
+def preconditioner_of(
     problem: AbstractProblem,
     x: Point,
     theta: Parameters,
