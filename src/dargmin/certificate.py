@@ -15,11 +15,21 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dargmin import show, tree
 from dargmin.checks import blames_arguments, check_outer
-from dargmin.linear import Correction, LinearOptions, newton_correction, prepare, solve_linear
+from dargmin.linear import (
+    Correction,
+    LinearOptions,
+    hides,
+    newton_correction,
+    prepare,
+    second_opinion,
+    solve_linear,
+)
+from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.solution import LinearInfo, default_rtol, inconsistency
 from dargmin.loop import Run, freeze
 from dargmin.methods import ProximalGradient
 from dargmin.problems import AbstractProblem, Composite, FixedPoint, Root
+from dargmin.stationary import is_degenerate
 from dargmin.status import Status, first_failure, is_ok, raise_if_failed
 from dargmin.types import Parameters, Point
 
@@ -163,7 +173,7 @@ def _certify(
     at = settle(problem, x, theta, options)
     if form == "jvp":
         error, implicit, info = _tangent_error(problem, at.x, theta, direction, claim, options)
-        reference, shared = implicit, jnp.zeros_like(info.error)
+        reference, shared = implicit, info.error * tree.norm(error)
     else:
         # Here the solve is the reference itself, not a correction to the claim: to full accuracy.
         # What it misses, a claim that comes from the same solver misses too.
@@ -177,6 +187,13 @@ def _certify(
         error = tree.sub(claim, reference)
     finite = Status.where(tree.all_finite(claim), Status.ok, Status.nonfinite)
     status = first_failure(finite, trust(problem, at, theta, info.status))
+    if hides(problem, x, options):
+        said = second_opinion(problem, at.x, theta, options)
+        missed = jnp.isfinite(info.lowest) & (said.lowest < info.lowest)
+        shared = shared * jnp.where(missed, info.lowest / said.lowest, 1)
+        saddle = Status.where(said.negative, Status.not_positive_definite, Status.ok)
+        status = first_failure(status, saddle)
+    status = first_failure(status, _degenerate(problem, at.x, theta, info, options))
     usable = is_ok(status) | (status == Status.weakly_active)
     measure = (lambda t: jax.tree.map(tree.norm, t)) if per_leaf else tree.norm
     scale = measure(reference)
@@ -193,13 +210,29 @@ def _certify(
     return Certificate(relative, absolute, scale, status, residual, at.distance)
 
 
+def _degenerate(
+    problem: AbstractProblem, x: Point, theta: Parameters, info: LinearInfo, options: LinearOptions
+) -> Any:
+    """The status `degenerate`, where the solve that was met with a null vector is of that kind."""
+    singular = tree.norm(info.null) > 0
+    inverse = lambda r: solve_linear(problem, x, theta, r, options=options).value
+    degenerate = singular & jax.lax.cond(
+        in_every_lane(~singular),
+        lambda: jnp.asarray(False),
+        lambda: is_degenerate(problem, x, theta, inverse),
+    )
+    return Status.where(degenerate, Status.degenerate, Status.ok)
+
+
 def settle(
     problem: AbstractProblem, x: Point, theta: Parameters, options: LinearOptions
 ) -> Correction:
     """x̂, by damped Newton steps from x; on a composite problem with proximal gradient steps before
     them where they get stuck, since a Newton step finds the kinks only from nearby."""
     if not isinstance(problem, Composite):
-        return newton_correction(problem, x, theta, options=options, max_rounds=30)
+        return newton_correction(
+            problem, x, theta, options=options, max_rounds=FAR, near=_near(tree.dtype(x))
+        )
     run = Run(problem, ProximalGradient().prepare(problem, x, theta), theta)
 
     def unsettled(state: Any) -> Bool[Array, ""]:
@@ -209,7 +242,7 @@ def settle(
     def attempt(state: Any) -> Any:
         at, tol, attempts = state
         near, _ = freeze(run, run.begin(at.x), 1000, tol)
-        at = newton_correction(problem, near.x, theta, options=options)
+        at = newton_correction(problem, near.x, theta, options=options, near=_near(tree.dtype(x)))
         return at, 0.1 * jnp.minimum(tol, at.residual), attempts + 1
 
     # The first attempt takes no steps: nothing is above an infinite tolerance.
@@ -218,6 +251,15 @@ def settle(
     first = Correction.none(x, zero, settled=False), zero + jnp.inf, jnp.asarray(0)
     at, _, _ = jax.lax.while_loop(unsettled, attempt, first)
     return eqx.tree_at(lambda c: c.distance, at, tree.norm(tree.sub(at.x, x)))
+
+
+FAR = 100
+"""Newton steps that a point far from a solution gets: of e^x, each comes nearer by one."""
+
+
+def _near(dtype: Any) -> float:
+    """How close x̂ has to be, relative to ‖x̂‖, for a derivative there to be the reference."""
+    return 1e-6 if jnp.finfo(dtype).eps < 1e-10 else 1e-4
 
 
 def rounding_error(x: Point, condition: Float[Array, ""]) -> Float[Array, ""]:

@@ -174,6 +174,8 @@ class Round(eqx.Module):
             progress = progress | (jnp.isinf(jnp.max(error)) & (at.distance > 0))
         # A saddle that f does not show a way down from: there is nothing more to do.
         saddle = (look.status == Status.not_positive_definite) & ~look.left
+        if self.constant:
+            saddle = saddle | (status == Status.not_positive_definite)
         failures = jnp.where(progress, 0, s.failures + 1)
         cost = cost + Cost(at.evaluations, at.products, at.factorisations) + checked + look.cost
         return State(

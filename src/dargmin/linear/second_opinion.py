@@ -15,7 +15,7 @@ from dargmin.linear.dense import BlockDense, Dense
 from dargmin.linear.krylov import smallest_stretch
 from dargmin.linear.system import LinearOptions, preconditioner_of
 from dargmin.linear.work import SMALL
-from dargmin.problems import AbstractProblem, Objective
+from dargmin.problems import AbstractProblem
 from dargmin.types import LinearMap, Parameters, Point
 
 STEPS = 12
@@ -53,11 +53,11 @@ def second_opinion(
 
 
 def hides(problem: AbstractProblem, x: Point, options: LinearOptions) -> bool:
-    """Whether there may be directions that the right-hand sides hide from the linear solver: it is
-    a Krylov method, or the Hessian of an objective, of which negative curvature may be hidden."""
+    """Whether there may be directions that the right-hand sides hide from the linear solver: it
+    may be a Krylov method."""
     direct = isinstance(options.solver, Dense | BlockDense)
-    small = options.solver is None and tree.size(x) <= SMALL
-    return tree.size(x) > 0 and (isinstance(problem, Objective) or not (direct or small))
+    small = options.solver is None and tree.size(x) <= SMALL * (options.blocks or 1)
+    return not (direct or small or tree.size(x) == 0)
 
 
 def _symmetric(
