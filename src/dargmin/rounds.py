@@ -312,9 +312,9 @@ class Round(eqx.Module):
         least = self.rounding(solver, reached)
         stays = (went <= least) & (residual > 0.5 * initial)
         tiny = 30 * jnp.finfo(residual.dtype).eps * jnp.maximum(reached, solver.measure(self.begin))
-        settled = (
-            close | stays | (went <= tiny) | (self.constant & (left <= least)) | (initial == 0)
-        )
+        # No step at all, as a line search may take at a kink, settles nothing.
+        still = (stays | (went <= tiny)) & (left <= jnp.maximum(NEAR * reached, tiny))
+        settled = close | still | (self.constant & (left <= least)) | (initial == 0)
         return Correction(
             x=x,
             residual=residual,
