@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
 from dargmin.types import Parameters, Point, ScalarFunction
@@ -155,12 +155,12 @@ def _is_about_nan_or_infinity(equation: Any) -> bool:
 def _is_logaddexp(equation: Any) -> bool:
     """Whether a call has the program of log(eᵃ + eᵇ), which is smooth though it is computed by
     cases: that of the logistic loss."""
-    avals = [v.aval for v in equation.invars]
-    if len(avals) != 2 or equation.params.get("name") != "logaddexp":
+    called, avals = equation.params["call_jaxpr"], [v.aval for v in equation.invars]
+    if len(avals) != 2 or all(e.primitive.name != "log1p" for e in called.jaxpr.eqns):
         return False
-    like = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
-    (known,) = jax.make_jaxpr(jnp.logaddexp)(*like).jaxpr.eqns[-1:]
-    return str(known.params.get("call_jaxpr")) == str(equation.params["call_jaxpr"])
+    like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    equations = jax.make_jaxpr(jnp.logaddexp)(*like).jaxpr.eqns
+    return any(str(e.params.get("call_jaxpr")) == str(called) for e in equations)
 
 
 def _scan(params: Any, inputs: list[bool]) -> list[bool]:
