@@ -105,6 +105,10 @@ def kinked_root(x, t):
     return 2 * x + jnp.abs(jnp.sum(x - t)) * jnp.arange(1.0, 4.0)
 
 
+def group(x, t):
+    return 0.5 * jnp.sum((x - t) ** 2) + jnp.linalg.norm(x[:2])
+
+
 compiled = eqx.filter_jit(nonsmooth_within)
 
 
@@ -132,6 +136,31 @@ def test_a_jump_within_the_error_of_x_is_seen_and_one_beyond_it_is_not(problem, 
             assert look(problem, x, theta, distance)
             assert not look(problem, x, theta, distance / 100)
     assert not look(problem, kink + 1e-3 * aside, theta, jnp.inf)  # nothing is known of x
+
+
+def test_a_norm_has_a_kink_at_zero_alone():
+    problem, kink = Objective(group), jnp.array([0.0, 0.0, -0.3])
+    assert look(problem, kink, T, 0.0)
+    assert not look(problem, kink + 1e-3, T, 1e-5)
+
+
+def test_a_radius_for_each_coordinate_is_kept_to():
+    problem, x = Objective(absolute), jnp.array([1.0, 1e-6, 1e-6])
+    assert look(problem, x, T, jnp.array([0.0, 1e-6, 0.0]))
+    assert not look(problem, x, T, jnp.array([1e-3, 1e-9, 1e-9]))
+
+
+def in_units(q, x, t):
+    """Kinks where q x = 0."""
+    return 0.5 * jnp.sum((q * x - t) ** 2) + jnp.sum(jnp.abs(q * x))
+
+
+def test_one_radius_is_meant_in_the_units_of_each_coordinate():
+    q = jnp.array([1e-6, 1e6, 1.0])
+    problem = Objective(Partial(in_units, q))
+    x = jnp.array([1.0, 1.0, -0.5]) / q
+    assert not look(problem, x, T, 1e-3)  # a billionth of the largest, but not of the smallest
+    assert look(problem, x.at[1].set(1e-15), T, 1e-3)
 
 
 def relu_network(inputs, targets, x, decay):

@@ -27,9 +27,6 @@ ROUNDING = 30
 FITS = 4
 """Rounds in which units are fitted: the k-th takes the square root of how far they are off."""
 
-SIGNS = (2, 7)
-"""Seeds whose first two signs differ: two coordinates part along them."""
-
 ASIDE = 50
 """How many radii beside x rounding is measured, where there is no kink if there is one at x."""
 
@@ -81,29 +78,26 @@ def near_kink(
     and at least by √ε. The kinks of separable penalties, boxes, groups and half-spaces lie across
     one of these moves."""
     problem, x, theta = tree.stop_gradient((problem, x, theta))
-    v = problem.forward(x, theta)
-    kind = tree.dtype(v)
-    if tree.size(v) == 0:
+    v, unravel = tree.ravel(problem.forward(x, theta))
+    if v.size == 0:
         return jnp.asarray(False)
-    largest = tree.max_norm(v)
-    eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-    radius = jnp.maximum(3 * distance, ROUNDING * eps * largest)
+    largest = jnp.max(jnp.abs(v))
+    eps = jnp.asarray(jnp.finfo(v.dtype).eps, v.dtype)
+    radius = jnp.maximum(3 * distance.astype(v.dtype), ROUNDING * eps * largest)
     outward = jnp.maximum(radius / jnp.where(largest > 0, largest, 1), jnp.sqrt(eps))
-    moves = [tree.scale(radius, u) for u in _directions(v)] + [tree.scale(outward, v)]
+    moves = jnp.concatenate([radius * _random(v)[0], outward * v[None]])
     probe = tree.random_like(v, seed=1)
 
-    def derivative(move: Point) -> Point:
-        prox = lambda u: problem.prox(u, theta, problem.step)
-        return jax.jvp(prox, (tree.add(v, move),), (probe,))[1]
+    def derivative(move: Float[Array, " d"]) -> Float[Array, " d"]:
+        prox = lambda v: tree.ravel(problem.prox(unravel(v), theta, problem.step))[0]
+        return jax.jvp(prox, (v + move,), (probe,))[1]
 
-    both = [tree.scale(sign, move) for move in moves for sign in (1.0, -1.0)]
-    images = jax.lax.map(derivative, _stack(both))
-    change = lambda s, u: jnp.abs(s[::2] - s[1::2]) > JUMP * jnp.abs(u)
-    return _any(jax.tree.map(change, images, probe))
+    there, back = jnp.split(jax.lax.map(derivative, jnp.concatenate([moves, -moves])), 2)
+    return jnp.any(jnp.abs(there - back) > JUMP * jnp.abs(probe))
 
 
 class _Lines(eqx.Module):
-    """The points to look at, one after the other: x + reach ∘ (node u_line + aside s).
+    """The points to look at, one after the other: x + reach ∘ (node u_line + aside p).
 
     The first ones are x itself: there, units are fitted to the Jacobian. Then come lines of four
     points, with the weights of a third difference; the last line passes x at a distance."""
@@ -150,12 +144,10 @@ def _jumps(
     are measured by ∂F p with p of the size of x's units, coordinate by coordinate. One program
     computes F and ∂F p, for all points."""
     at, unravel = tree.ravel(x)
-    kind, d = at.dtype, at.size
-    eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-    directions = jnp.stack([u / (d**0.5 if i == 0 else 1) for i, u in enumerate(_directions(at))])
-    # beside the others, the last along the same signs as the second
-    u = jnp.concatenate([directions, directions[1:2]])
-    probes = jnp.stack([tree.random_like(at, seed=10 + i) for i in range(len(u))])
+    eps = jnp.asarray(jnp.finfo(at.dtype).eps, at.dtype)
+    u, probes = _random(at)
+    # the diagonal has length one; the line beside x is parallel to the second
+    u = jnp.concatenate([u[:1] / at.size**0.5, u[1:], u[1:2]])
     fitted = isinstance(problem, Objective)
 
     def reach(units: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -163,25 +155,25 @@ def _jumps(
 
     def look(seen: _Seen, point: _Lines) -> tuple[_Seen, None]:
         units = seen.units
-        offset = point.node * u[point.line] + point.aside * u[-2]
+        offset = point.node * u[point.line] + point.aside * probes[0]
         where = jnp.where(point.fit, at, at + reach(units) * offset)
-        F, slope = jax.jvp(
-            lambda flat: tree.ravel(problem.residual(unravel(flat), theta))[0],
-            (where,), (units * probes[point.line],),
-        )  # fmt: skip
+        p = probes[point.line]
+        p = units * jnp.where(point.fit, jnp.sign(p), p)
+        residual = lambda at: tree.ravel(problem.residual(unravel(at), theta))[0]
+        F, slope = jax.jvp(residual, (where,), (p,))
         better = _balanced(units, slope) if fitted else units
-        scale = jnp.maximum(seen.scale, jnp.where(point.fit, 0, jnp.abs(slope)))
+        F, slope = jnp.where(point.fit, 0, jnp.stack([F, slope]))
         return _Seen(
             units=jnp.where(point.fit, better, units),
-            F=seen.F.at[point.line].add(jnp.where(point.fit, 0, point.weight * F)),
-            slope=seen.slope.at[point.line].add(jnp.where(point.fit, 0, point.weight * slope)),
-            scale=scale,
-            size=jnp.maximum(seen.size, jnp.abs(F)),
+            F=seen.F.at[point.line].add(point.weight * F),
+            slope=seen.slope.at[point.line].add(point.weight * slope),
+            scale=jnp.fmax(seen.scale, jnp.abs(slope)),
+            size=jnp.fmax(seen.size, jnp.abs(F)),
         ), None
 
     none, nothing = jnp.zeros_like(at), jnp.zeros_like(u)
     start = _Seen(jnp.ones_like(at), nothing, nothing, none, none)
-    seen, _ = jax.lax.scan(look, start, _Lines.make(len(u), kind))
+    seen, _ = jax.lax.scan(look, start, _Lines.make(len(u), at.dtype))
     units = seen.units
     largest = jnp.max(units * seen.scale)
     scale = jnp.maximum(seen.scale, 100 * eps * largest / units)
@@ -224,18 +216,12 @@ def _relative(change: Float[Array, " d"], scale: Float[Array, " d"]) -> Float[Ar
     return jnp.max(jnp.where(jnp.isfinite(ratio), ratio, 0))
 
 
-def _directions(v: Point) -> list[Point]:
-    """Ones, two pytrees of signs, and one of random numbers in [-1, 1]."""
-    signs = [jax.tree.map(jnp.sign, tree.random_like(v, seed=seed)) for seed in SIGNS]
-    return [jax.tree.map(jnp.ones_like, v), *signs, tree.random_like(v, seed=4)]
+def _random(at: Float[Array, " d"]) -> tuple[Float[Array, "4 d"], Float[Array, "5 d"]]:
+    """Directions, which are ones, signs twice, and numbers in [-1, 1]; and more such numbers.
 
-
-def _stack(trees: list[Point]) -> Point:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _any(flags: Any) -> Bool[Array, ""]:
-    return jnp.any(jnp.stack([jnp.any(leaf) for leaf in jax.tree.leaves(flags)]))
+    With this seed two coordinates part along the first signs and along the numbers."""
+    drawn = tree.random_like(jnp.broadcast_to(at, (8, at.size)), seed=2)
+    return jnp.concatenate([jnp.ones_like(drawn[:1]), jnp.sign(drawn[:2]), drawn[2:3]]), drawn[3:]
 
 
 def _is_like(radius: Any, x: Point) -> bool:
