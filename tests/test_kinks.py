@@ -174,24 +174,12 @@ def huber(X, y, x, t):
     return jnp.mean(jnp.where(off < t, 0.5 * off**2, t * (off - 0.5 * t)))
 
 
-def multinomial(X, y, x, t):
-    scores = X @ x.reshape(X.shape[1], -1)
-    return jnp.mean(logsumexp(scores, axis=1) - scores[:, 0] * y) + t * jnp.sum(x**2)
-
-
-def softmax_entropy(x, t):
-    p = jax.nn.softmax(x)
-    return jnp.sum(xlogy(p, p)) + 0.5 * jnp.sum((x - t) ** 2)
-
-
-def stabilised(x, t):
-    """log Σ eˣ by hand."""
-    top = jnp.maximum(jnp.max(x), 0.0)
-    return jnp.log(jnp.sum(jnp.exp(x - top))) + top + 0.5 * jnp.sum((x - t) ** 2)
-
-
-def pseudo_huber(x, t):
-    return jnp.sum(jnp.sqrt(1e-4 + (x - t) ** 2)) + 0.5 * jnp.sum(x**2)
+def by_cases(x, t):
+    """Smooth, though its program takes maxima and compares: ties are no kinks."""
+    p, top = jax.nn.softmax(x), jnp.maximum(jnp.max(x), 0)
+    stabilised = jnp.log(jnp.sum(jnp.exp(x - top))) + top
+    widened = jnp.sqrt(0.01 + jnp.sum((x - t) ** 2))
+    return jnp.sum(xlogy(p, p)) + logsumexp(x) + stabilised + widened + 0.5 * jnp.sum((x - t) ** 2)
 
 
 def generic(kind):
@@ -200,27 +188,20 @@ def generic(kind):
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), kind)
     X, y = jnp.asarray(X), jnp.asarray(y)
     weights = {"W": draw(6, 5), "v": draw(5)}
-    tied = jnp.zeros(6, kind)  # where maxima change hands
-    one = jnp.ones((), kind)
+    tied, one = jnp.zeros(6, kind), jnp.ones((), kind)
     return {
-        "relu network": (Objective(Partial(relu_network, X, y)), weights, 0.1 * one),
-        "huber": (Objective(Partial(huber, X, y)), draw(6), one),
-        "multinomial": (Objective(Partial(multinomial, X, y)), draw(18), 0.1 * one),
-        "tied scores": (Objective(Partial(multinomial, X, y)), jnp.zeros(18, kind), 0.1 * one),
-        "softmax": (Objective(softmax_entropy), tied, draw(6)),
-        "stabilised": (Objective(stabilised), tied, draw(6)),
-        "pseudo-huber": (Objective(pseudo_huber), tied, tied),
+        "relu network": (Objective(Partial(relu_network, X, y)), weights, 0.1 * one, 1e-6),
+        "huber": (Objective(Partial(huber, X, y)), draw(6), one, 1e-6),
+        "by cases": (Objective(by_cases), tied, draw(6), 1e-3),
     }
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, np.float64) for name in generic(np.float64)]
-    + [(name, np.float32) for name in ("relu network", "tied scores")],
+    [("relu network", np.float64), ("huber", np.float32)]
+    + [("by cases", kind) for kind in (np.float64, np.float32)],
 )
 def test_no_jump_is_seen_where_there_is_none(name, kind):
-    problem, x, theta = generic(kind)[name]
-    size = 1e-2 if name == "pseudo-huber" else 1e-1  # over which the Hessian changes by itself
-    radii = (0.0, 1e-9, 1e-2 * size if "relu" not in name and name != "huber" else 1e-6)
-    for radius in radii:
+    problem, x, theta, largest = generic(kind)[name]
+    for radius in (0.0, 1e-9, largest):
         assert not look(problem, x, theta, np.asarray(radius, kind))

@@ -38,8 +38,8 @@ def nonsmooth_within(
 
     Where the program of F decides nothing by x, this is false and costs nothing. Elsewhere F and
     ∂F p are compared at four points of each of a few lines through x: along the diagonal, along
-    signs, and along a random direction. A jump counts if it is a hundredth of ∂F p, or more than
-    what F changes by within the radius. False for a radius that is not finite.
+    signs, and along a random direction. A jump counts if it is a hundredth of ∂F p, or a tenth
+    of what F changes by within the radius. False for a radius that is not finite.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def _jumps(
     largest = jnp.max(units * seen.scale)
     scale = jnp.maximum(seen.scale, 100 * eps * largest / units)
     t, size = jnp.max(reach(units) / units), jnp.max(jnp.abs(at) / units)
-    enough = t + 100 * eps * size + 30 * _relative(seen.F[-1], scale)
+    enough = 0.1 * t + 10 * eps * size + 30 * _relative(seen.F[-1], scale)
     jump = jnp.abs(seen.F[:-1]) > enough * scale + 100 * eps * seen.size
     bend = jnp.abs(seen.slope[:-1]) > (JUMP + 10 * _relative(seen.slope[-1], scale)) * scale
     return jnp.isfinite(t) & (jnp.any(jump) | jnp.any(bend))
@@ -187,11 +187,11 @@ def _jumps(
 def _reach(
     at: Float[Array, " d"], x: Point, radius: ArrayLike | Point, units: Float[Array, " d"]
 ) -> Float[Array, " d"]:
-    """Three times the radius, by how much each coordinate is moved; at least 30 ε ‖x‖∞. Where x is
-    zero, as if it were one."""
-    size = jnp.max(jnp.abs(at) / units)
+    """Three times the radius, by how much each coordinate is moved; at least 30 ε ‖x‖∞, in the
+    units and without them. Where x is zero, as if it were one."""
+    size, plain = jnp.max(jnp.abs(at) / units), jnp.max(jnp.abs(at))
     eps = jnp.asarray(jnp.finfo(at.dtype).eps, at.dtype)
-    least = ROUNDING * eps * units * jnp.where(size > 0, size, 1)
+    least = ROUNDING * eps * jnp.where(size > 0, jnp.minimum(units * size, plain), units)
     if _is_like(radius, x):
         wide = jnp.abs(tree.ravel(tree.as_arrays(radius))[0])
     else:

@@ -100,17 +100,11 @@ class BlockDense(AbstractLinearSolver):
         return _solve_once(factor, operator, b, rtol)
 
 
-def _solve_once(
-    factor: Factored, operator: LinearMap, b: Any, rtol: Any
-) -> tuple[Any, LinearInfo]:
+def _solve_once(factor: Factored, operator: LinearMap, b: Any, rtol: Any) -> tuple[Any, LinearInfo]:
     """A solve with a factor that is made for it."""
-    x, info = factor.solve(
-        operator, b, symmetric=True, start=None, preconditioner=None, rtol=rtol
-    )
+    x, info = factor.solve(operator, b, symmetric=True, start=None, preconditioner=None, rtol=rtol)
     cost = factor.cost
-    return x, dataclasses.replace(
-        info, products=cost.products, factorisations=cost.factorisations
-    )
+    return x, dataclasses.replace(info, products=cost.products, factorisations=cost.factorisations)
 
 
 def _unravelled(unravel: Any, x: Any, info: LinearInfo) -> tuple[Point, LinearInfo]:

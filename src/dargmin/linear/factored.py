@@ -139,7 +139,9 @@ class Factored(AbstractLinearSolver):
             condition=self.condition,
             products=end.products,
             factorisations=zero,
-            doubt=samples(end.x, *[self.inverse(jax.tree.map(jnp.divide, z, scale)) for z in draws]),
+            doubt=samples(
+                end.x, *[self.inverse(jax.tree.map(jnp.divide, z, scale)) for z in draws]
+            ),
             null=self._join(self.found.null, b),
         )
 
@@ -218,7 +220,8 @@ def factor_matrix(
     finite = jnp.all(jnp.isfinite(largest))
     decompose = spectral if matrix.ndim == 2 else jax.vmap(spectral, (0, 0, None))
     blank = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(decompose, scaled, scale, undetermined)
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        jax.eval_shape(decompose, scaled, scale, undetermined),
     )
 
     def by_cholesky() -> Spectral:
