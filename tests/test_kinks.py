@@ -11,7 +11,7 @@ from jax.scipy.special import logsumexp, xlogy
 from jax.tree_util import Partial
 
 from dargmin import Composite, FixedPoint, Objective, Root, prox
-from dargmin.kinks import near_kink, nonsmooth_within
+from dargmin.kinks import nonsmooth_within
 from dargmin.problems.structure import piecewise
 
 T = jnp.array([1.0, 0.5, -0.3])

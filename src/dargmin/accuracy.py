@@ -23,21 +23,19 @@ from dargmin.certificate import (
     relative_error,
 )
 from dargmin.cost import Cost
-from dargmin.linear import LinearOptions, factored
+from dargmin.linear import LinearOptions, factored, hides
 from dargmin.linear.lanczos import STEP_SIZE_STEPS
 from dargmin.linear.solution import default_rtol
 from dargmin.loop import Run
 from dargmin.methods import Landing
 from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.quantity import AbstractQuantity, Derivative
-from dargmin.rounds import Goal, Round, State
+from dargmin.rounds import MAX_FAILURES, Goal, Round, State
 from dargmin.status import Status, first_failure, is_ok
 from dargmin.strategy import Strategy
 from dargmin.types import Parameters, Point
 
 MAX_ROUNDS = 40
-MAX_FAILURES = 4
-"""Rounds in a row without progress before the loop gives up."""
 
 
 class Outcome(eqx.Module):
@@ -84,9 +82,10 @@ def reach(
     first_rtol = jnp.asarray(first_rtol if options.rtol is None else options.rtol, kind)
     most = 10 * MAX_ROUNDS if strategy.factor else MAX_ROUNDS
     run = None if method is None else Run(problem, method.prepare(problem, x0, theta), theta)
+    looks = known is None and not newton and hides(problem, x0, options)
     body = Round(
-        problem, run, quantity, theta, goal, options, first_rtol, floor, known,
-        newton=newton, constant=constant,
+        problem, run, x0, quantity, theta, goal, options, first_rtol, floor, known,
+        newton=newton, constant=constant, looks=looks,
     )  # fmt: skip
 
     def unfinished(s: State) -> Bool[Array, ""]:
@@ -95,7 +94,7 @@ def reach(
         more = (s.rounds < most) & (s.failures < MAX_FAILURES) & ~spent
         return ~met & more & jnp.isfinite(initial)
 
-    solver_options = body.linear(first_rtol, first_rtol, known)
+    solver_options = body.linear(first_rtol, first_rtol, known, jnp.asarray(jnp.inf, kind))
     blank = _blank(quantity, problem, x0, theta, start, solver_options)
     worth = jnp.broadcast_to(jnp.asarray(amplification, kind), blank.amplification.shape)
     blank = eqx.tree_at(lambda d: d.amplification, blank, worth)
@@ -108,7 +107,8 @@ def reach(
         tol=jnp.asarray(jnp.inf, kind) if newton_first else jnp.maximum(gap * initial, floor),
         linear_rtol=first_rtol,
         status=Status.where(jnp.isfinite(initial), Status.not_converged, Status.nonfinite),
-        steps=zero, rounds=zero, failures=zero, cost=cost,
+        steps=zero, rounds=zero, failures=zero, lowest=jnp.asarray(jnp.inf, kind),
+        looked=jnp.asarray(False), escapes=zero, cost=cost,
     )  # fmt: skip
     # With the factor of a constant Hessian there is nothing that a second round could improve.
     end = body(state) if known is not None else _loop(unfinished, body, state)

@@ -4,6 +4,7 @@ A derivative is compared with the implicit one at the Newton-corrected point x̂
 distance of x from the solution enters squared. That makes the difference an estimate of the error
 of the derivative that was given, the burn-in included: an estimate, not a bound."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,21 @@ from dargmin import show, tree
 from dargmin.checks import blames_arguments, check_outer
 from dargmin.kinks import near_kink as near_kink  # accuracy takes it from here
 from dargmin.kinks import nonsmooth_within
-from dargmin.linear import Correction, LinearOptions, newton_correction, prepare, solve_linear
-from dargmin.linear.solution import default_rtol
+from dargmin.linear import (
+    Correction,
+    LinearOptions,
+    hides,
+    newton_correction,
+    prepare,
+    second_opinion,
+    solve_linear,
+)
+from dargmin.linear.lanes import in_every_lane
+from dargmin.linear.solution import LinearInfo, default_rtol, inconsistency
 from dargmin.loop import Run, freeze
 from dargmin.methods import ProximalGradient
-from dargmin.problems import AbstractProblem, Composite
+from dargmin.problems import AbstractProblem, Composite, FixedPoint, Root
+from dargmin.stationary import is_degenerate
 from dargmin.status import Status, first_failure, is_ok, raise_if_failed
 from dargmin.types import Parameters, Point
 
@@ -164,32 +175,55 @@ def _certify(
     at = settle(problem, x, theta, options)
     if form == "jvp":
         error, implicit, info = _tangent_error(problem, at.x, theta, direction, claim, options)
-        reference, shared = implicit, jnp.zeros_like(info.error)
+        reference, shared = implicit, info.error * tree.norm(error)
     else:
         # Here the solve is the reference itself, not a correction to the claim: to full accuracy.
         # What it misses, a claim that comes from the same solver misses too.
         cotangent, direct = direction, None
         if form == "gradient":
             cotangent, direct = outer_gradients(direction, at.x, theta)
-        implicit, _, solution = implicit_vjp(problem, at.x, theta, cotangent)
-        info, shared = solution.info, solution.info.error
+        found = implicit_vjp(problem, at.x, theta, cotangent)
+        implicit, info = found.value, found.info
+        shared = info.error * found.spread
         reference = implicit if direct is None else tree.add(direct, implicit)
         error = tree.sub(claim, reference)
     finite = Status.where(tree.all_finite(claim), Status.ok, Status.nonfinite)
     status = first_failure(finite, trust(problem, at, theta, info.status))
+    if hides(problem, x, options):
+        said = second_opinion(problem, at.x, theta, options)
+        missed = jnp.isfinite(info.lowest) & (said.lowest < info.lowest)
+        shared = shared * jnp.where(missed, info.lowest / said.lowest, 1)
+        saddle = Status.where(said.negative, Status.not_positive_definite, Status.ok)
+        status = first_failure(status, saddle)
+    status = first_failure(status, _degenerate(problem, at.x, theta, info, options))
     usable = is_ok(status) | (status == Status.weakly_active)
     measure = (lambda t: jax.tree.map(tree.norm, t)) if per_leaf else tree.norm
     scale = measure(reference)
-    floor = rounding_error(x, jnp.maximum(at.condition, info.condition)) + shared
-    absolute = jax.tree.map(
-        lambda e, s: jnp.where(usable, jnp.maximum(e, floor.astype(s.dtype) * s), jnp.inf),
-        measure(error),
-        measure(implicit),
-    )
+    floor = rounding_error(x, jnp.maximum(at.condition, info.condition))
+
+    def estimated(error: Array, scale: Array) -> Array:
+        least = (floor * scale + shared).astype(scale.dtype)
+        return jnp.where(usable, jnp.maximum(error, least), jnp.inf)
+
+    absolute = jax.tree.map(estimated, measure(error), measure(implicit))
     relative = jax.tree.map(relative_error, absolute, scale)
     if rtol is not None:
         status = first_failure(status, accuracy_status(absolute, scale, rtol, atol))
     return Certificate(relative, absolute, scale, status, residual, at.distance)
+
+
+def _degenerate(
+    problem: AbstractProblem, x: Point, theta: Parameters, info: LinearInfo, options: LinearOptions
+) -> Any:
+    """The status `degenerate`, where the solve that was met with a null vector is of that kind."""
+    singular = tree.norm(info.null) > 0
+    inverse = lambda r: solve_linear(problem, x, theta, r, options=options).value
+    degenerate = singular & jax.lax.cond(
+        in_every_lane(~singular),
+        lambda: jnp.asarray(False),
+        lambda: is_degenerate(problem, x, theta, inverse),
+    )
+    return Status.where(degenerate, Status.degenerate, Status.ok)
 
 
 def settle(
@@ -198,7 +232,9 @@ def settle(
     """x̂, by damped Newton steps from x; on a composite problem with proximal gradient steps before
     them where they get stuck, since a Newton step finds the kinks only from nearby."""
     if not isinstance(problem, Composite):
-        return newton_correction(problem, x, theta, options=options, max_rounds=30)
+        return newton_correction(
+            problem, x, theta, options=options, max_rounds=FAR, near=_near(tree.dtype(x))
+        )
     run = Run(problem, ProximalGradient().prepare(problem, x, theta), theta)
 
     def unsettled(state: Any) -> Bool[Array, ""]:
@@ -208,7 +244,7 @@ def settle(
     def attempt(state: Any) -> Any:
         at, tol, attempts = state
         near, _ = freeze(run, run.begin(at.x), 1000, tol)
-        at = newton_correction(problem, near.x, theta, options=options)
+        at = newton_correction(problem, near.x, theta, options=options, near=_near(tree.dtype(x)))
         return at, 0.1 * jnp.minimum(tol, at.residual), attempts + 1
 
     # The first attempt takes no steps: nothing is above an infinite tolerance.
@@ -217,6 +253,15 @@ def settle(
     first = Correction.none(x, zero, settled=False), zero + jnp.inf, jnp.asarray(0)
     at, _, _ = jax.lax.while_loop(unsettled, attempt, first)
     return eqx.tree_at(lambda c: c.distance, at, tree.norm(tree.sub(at.x, x)))
+
+
+FAR = 100
+"""Newton steps that a point far from a solution gets: of e^x, each comes nearer by one."""
+
+
+def _near(dtype: Any) -> float:
+    """How close x̂ has to be, relative to ‖x̂‖, for a derivative there to be the reference."""
+    return 1e-6 if jnp.finfo(dtype).eps < 1e-10 else 1e-4
 
 
 def rounding_error(x: Point, condition: Float[Array, ""]) -> Float[Array, ""]:
@@ -256,6 +301,16 @@ def trust(problem: AbstractProblem, at: Correction, theta: Parameters, solve_sta
     return first_failure(status, Status.where(kink, at_kink, Status.ok))
 
 
+def withheld(derivative: Any, error: Float[Array, "*batch"]) -> Any:
+    """The derivative, or NaN where nothing is known of its error: no estimate, no number."""
+
+    def withhold(u: Array) -> Array:
+        unknown = ~jnp.isfinite(error).reshape(error.shape + (1,) * (u.ndim - error.ndim))
+        return jnp.where(unknown, jnp.asarray(jnp.nan, u.dtype), u)
+
+    return jax.tree.map(withhold, derivative)
+
+
 def outer_gradients(outer: Callable, x: Point, theta: Parameters) -> tuple[Point, Any]:
     """∇ₓφ(x, θ) and ∂_θφ(x, θ), the latter like the floating leaves of theta."""
     dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
@@ -274,15 +329,41 @@ def implicit_vjp(
     *,
     start: Point | None = None,
     options: LinearOptions | None = None,
-) -> tuple[Any, Point, Any]:
-    """-∂_θFᵀ λ with ∂ₓFᵀ λ = w at (x, θ); also λ and the linear solution it came from."""
+) -> "ImplicitGradient":
+    """-∂_θFᵀ λ with ∂ₓFᵀ λ = w at (x, θ), and the linear solution that it came from.
+
+    Where ∂ₓF is singular and not symmetric, w may leave the range of ∂ₓFᵀ: as long as θ does not
+    move what ∂ₓF conserves, the derivative along that exists all the same."""
     solution = solve_linear(
         problem, x, theta, cotangent, transpose=True, start=start, options=options
     )
+    info = solution.info
     dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
     _, pullback = jax.vjp(lambda d: problem.residual(x, eqx.combine(d, static)), dynamic)
-    (value,) = pullback(tree.scale(-1.0, solution.value))
-    return value, solution.value, solution
+    with_samples = jax.tree.map(
+        lambda u, samples, null: jnp.concatenate([-u[None], samples, null[None]]),
+        solution.value, info.doubt, info.null,
+    )  # fmt: skip
+    (images,) = jax.vmap(pullback)(with_samples)
+    sizes = jax.vmap(tree.norm)(images)
+    value, spread = jax.tree.map(lambda u: u[0], images), jnp.max(sizes[:3])
+    if isinstance(problem, FixedPoint | Root):
+        share = inconsistency(tree.dtype(x)) * tree.norm(info.null)
+        unmoved = sizes[3] * tree.norm(solution.value) <= share * spread
+        forgiven = (info.status == Status.inconsistent) & unmoved
+        status = Status.where(forgiven, Status.ok, info.status)
+        info = dataclasses.replace(info, status=status)
+    return ImplicitGradient(value, spread.astype(tree.dtype(x)), solution, info)
+
+
+class ImplicitGradient(eqx.Module):
+    """-∂_θFᵀ λ; the size of ∂_θFᵀ e for errors e as large as λ, at least that of λ itself; the
+    linear solution, and how it went."""
+
+    value: Any
+    spread: Float[Array, ""]
+    solution: Any
+    info: LinearInfo
 
 
 def _tangent_error(

@@ -167,7 +167,11 @@ def strong(tree: Any) -> Any:
     return jtu.tree_map(convert, tree)
 
 
-def random_like(x: PyTree, seed: int = 0) -> PyTree:
+def _uint32(number: Any) -> Any:
+    return jnp.uint32(number) if isinstance(number, int) else number.astype(jnp.uint32)
+
+
+def random_like(x: PyTree, seed: Any = 0) -> PyTree:
     """A fixed pseudo-random pytree like x, uniform in [-1, 1]: the same for the same shapes.
 
     Indices through an integer hash (the finaliser of MurmurHash3): a generator of random numbers
@@ -175,7 +179,7 @@ def random_like(x: PyTree, seed: int = 0) -> PyTree:
     leaves, treedef = jtu.tree_flatten(x)
     draws, offset = [], 0
     for leaf in leaves:
-        first = np.uint32((offset + 0x9E3779B9 * (seed + 1)) % 2**32)
+        first = _uint32(offset) + _uint32(0x9E3779B9) * (_uint32(seed) + _uint32(1))
         h = jax.lax.iota(jnp.uint32, leaf.size) + first
         for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
             h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)

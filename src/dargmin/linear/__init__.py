@@ -9,7 +9,7 @@ from dargmin.linear.lanczos import lanczos, largest_eigenvalue
 from dargmin.linear.newton import Correction, newton_correction
 from dargmin.linear.recycling import Pairs
 from dargmin.linear.scaling import jacobi, scaling
-from dargmin.linear.second_opinion import SecondOpinion, second_opinion
+from dargmin.linear.second_opinion import SecondOpinion, hides, second_opinion
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
 from dargmin.linear.spectrum import (
     Contraction,
@@ -48,6 +48,7 @@ __all__ = [
     "factored",
     "forming_pays",
     "hessian_spectrum",
+    "hides",
     "jacobi",
     "lanczos",
     "largest_eigenvalue",

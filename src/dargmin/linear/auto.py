@@ -1,7 +1,6 @@
 """The default linear solver: chosen by size and structure, and by how the first attempt went."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +93,6 @@ def trivial(b: Point) -> tuple[Point, LinearInfo]:
     zero = jnp.asarray(0)
     info = LinearInfo(
         Status.ok, jnp.zeros((), kind), jnp.zeros((), kind), jnp.ones((), kind), zero, zero,
-        samples(b, b, b), b,
+        samples(b, b, b), b, jnp.asarray(jnp.inf, kind),
     )  # fmt: skip
     return tree.zeros_like(b), info

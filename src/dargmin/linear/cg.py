@@ -313,4 +313,5 @@ def _report(
         doubt=samples(end.x, end.slow, anywhere),
         null=tree.scale(jnp.where(end.null, 1, 0), end.direction),
         pairs=end.pairs,
+        lowest=end.low,
     )

@@ -140,7 +140,8 @@ def solve_matrix(
     none = jnp.zeros((), kind)
 
     def by_factor() -> Singular:
-        return Singular(x, jnp.zeros_like(b), condition, none)
+        left = tree.norm(rows * (b - matrix @ x)) / whole
+        return Singular(x, jnp.zeros_like(b), condition, none, left)
 
     def by_decomposition() -> Singular:
         found = singular(scaled, rows, columns, b)
@@ -149,7 +150,7 @@ def solve_matrix(
     # A branch also under vmap, see `factor_matrix`.
     found = jax.lax.cond(in_every_lane(regular | ~finite), by_factor, by_decomposition)
     x, condition = found.x, found.condition
-    relative = tree.norm(rows * (b - matrix @ x)) / whole
+    relative = found.left
     length = tree.norm(x / columns) / whole
     success = judge(relative, length, kind, rtol=rtol, largest=largest, condition=condition)
     # What lies outside the range of a singular K may be rounding of a consistent b.
@@ -170,4 +171,5 @@ def solve_matrix(
         factorisations=jnp.where(regular, 1, 2),
         doubt=samples(x, columns * direction, columns * tree.random_like(b, seed=5)),
         null=found.null,
+        lowest=jnp.asarray(jnp.inf, kind),
     )

@@ -143,6 +143,7 @@ class Factored(AbstractLinearSolver):
                 end.x, *[self.inverse(jax.tree.map(jnp.divide, z, scale)) for z in draws]
             ),
             null=self._join(self.found.null, b),
+            lowest=jnp.asarray(jnp.inf, kind),
         )
 
     def inverse(self, v: Point) -> Point:
@@ -155,10 +156,13 @@ class Factored(AbstractLinearSolver):
         g = self._split(gradient)
         return self._join(-self._inverse(g) - _times(self.found.flat, g), gradient)
 
-    @property
-    def lowest(self) -> Float[Array, "*blocks d"]:
+    def most_negative(self, like: Point) -> Point:
         """The direction of the most negative curvature of every block, or zeros."""
-        return self.found.lowest
+        return self._join(self.found.lowest, like)
+
+    def measure(self, v: Point) -> Float[Array, ""]:
+        """‖S⁻¹v‖, in which norm the units of v do not count."""
+        return tree.norm(self._split(v) / self.scale)
 
     def _inverse(self, v: Float[Array, "*blocks d"]) -> Float[Array, "*blocks d"]:
         product = lambda: _times(self.factor.mT, _times(self.factor, v))

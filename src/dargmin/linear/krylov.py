@@ -97,13 +97,13 @@ class GMRES(AbstractLinearSolver):
 
 
 def smallest_stretch(
-    operator: LinearMap, like: Point, steps: int
+    operator: LinearMap, start: Point, steps: int
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """An estimate of min ‖Kv‖ / ‖v‖ from a random right-hand side r, and the products it took.
 
     √d ‖x‖ / ‖r‖ with x = argmin ‖r - Kx‖ over a Krylov space of that dimension comes near ‖K⁻¹‖
     where few directions are slow: r has a part of ‖r‖/√d along each."""
-    r, unravel = tree.ravel(tree.random_like(like))
+    r, unravel = tree.ravel(start)
     K = lambda v: tree.ravel(operator(unravel(v)))[0]
     m = min(steps, r.size)
     x, used = _cycle(K, r, jnp.zeros((), r.dtype), m)
@@ -296,4 +296,5 @@ def _report(
         factorisations=jnp.asarray(0),
         doubt=jax.vmap(unravel)(doubt),
         null=tree.zeros_like(like),
+        lowest=1 / jnp.maximum(inverse, jnp.finfo(kind).tiny),
     )

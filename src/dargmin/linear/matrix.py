@@ -97,13 +97,14 @@ def spectral(
 
 class Singular(NamedTuple):
     """What the singular value decomposition of a scaled general matrix says: K⁺ b, a vector that K
-    maps to zero, the spread of the singular values that count, and the part of b outside the range,
-    relative to b."""
+    maps to zero, the spread of the singular values that count, and, relative to b, the part of it
+    outside the range and what is left of the rest, b - Kx."""
 
     x: Float[Array, " d"]
     null: Float[Array, " d"]
     condition: Float[Array, ""]
     outside: Float[Array, ""]
+    left: Float[Array, ""]
 
 
 def singular(
@@ -114,28 +115,40 @@ def singular(
 ) -> Singular:
     """K x = b by diag(r) K diag(c) = U Σ Vᵀ where K is singular.
 
-    Of the solutions, the one without a part that K conserves: with N and W bases of the null
-    spaces of K and Kᵀ, Wᵀx = 0 (the group inverse). For K = I - ∂A it is what iterating x ← A(x)
-    does, whose invariants W are, and for a symmetric K the minimum-norm solution. Where there is no
-    such inverse, the minimum-norm solution is taken."""
+    By the group inverse: with N and W bases of the null spaces of K and Kᵀ and P = N (WᵀN)⁻¹ Wᵀ, the
+    x with K x = b - P b and P x = 0, without a part that K conserves. For K = I - ∂A it is what
+    iterating x ← A(x) does, whose invariants W are, and for a symmetric K the minimum-norm solution.
+    Where there is no such inverse, the minimum-norm solution is taken."""
     kind, d = scaled.dtype, scaled.shape[0]
     finite = jnp.all(jnp.isfinite(scaled))
     left, values, right = jnp.linalg.svd(jnp.where(finite, scaled, jnp.eye(d, dtype=kind)))
     keep = values > singular_threshold(kind, d) * values[0]
-    coordinates = left.T @ (rows * b)
-    x = columns * (right.T @ jnp.where(keep, coordinates / jnp.where(keep, values, 1), 0))
     unit = lambda basis: basis / jnp.maximum(jnp.linalg.norm(basis, axis=0), 1e-300)
     N = jnp.where(keep, 0, unit(columns[:, None] * right.T))
     W = jnp.where(keep, 0, unit(rows[:, None] * left))
-    rest = jnp.diag(keep.astype(kind))
-    group = x - N @ jnp.linalg.solve(W.T @ N + rest, W.T @ x)
-    shortest = x - N @ jnp.linalg.solve(N.T @ N + rest, N.T @ x)
+    others = jnp.diag(keep.astype(kind))
+
+    def shortest(b: Float[Array, " d"]) -> Float[Array, " d"]:
+        coordinates = jnp.where(keep, left.T @ (rows * b) / jnp.where(keep, values, 1), 0)
+        x = columns * (right.T @ coordinates)
+        return x - N @ jnp.linalg.solve(N.T @ N + others, N.T @ x)
+
+    along_null = lambda v: N @ jnp.linalg.solve(W.T @ N + others, W.T @ v)
+    short, group = shortest(b), shortest(b - along_null(b))
+    group = group - along_null(group)
     # Where W is nearly orthogonal to N there is no such x of moderate size.
-    exists = tree.norm(group) <= 1e3 * (tree.norm(shortest) + tree.norm(x))
+    exists = tree.norm(group) <= 1e3 * tree.norm(short)
+    coordinates = left.T @ (rows * b)
     size = tree.norm(coordinates)
+    size = jnp.where(size > 0, size, 1)
+    x = jnp.where(exists, group, short)
+    unsolved = coordinates - left.T @ (scaled @ (x / columns))
+    if_group = left.T @ (rows * along_null(b))
+    unsolved = unsolved - jnp.where(exists, if_group, 0)
     return Singular(
-        x=jnp.where(exists, group, shortest),
+        x=x,
         null=N @ tree.random_like(values, seed=4),
         condition=jnp.maximum(values[0] / jnp.min(jnp.where(keep, values, jnp.inf)), 1),
-        outside=tree.norm(jnp.where(keep, 0, coordinates)) / jnp.where(size > 0, size, 1),
+        outside=tree.norm(jnp.where(keep, 0, coordinates)) / size,
+        left=tree.norm(jnp.where(keep, unsolved, 0)) / size,
     )

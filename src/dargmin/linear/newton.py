@@ -87,7 +87,8 @@ def newton_correction(
     near: float = NEAR,
 ) -> Correction:
     """Newton steps from x, each shortened until ‖F‖ falls, until what is left of the way is `near`
-    times ‖x̂‖, and ‖F‖ a tenth of what it was.
+    times ‖x̂‖, and a step takes nine tenths off ‖F‖: of an exponential, they all are short, and take
+    off a half.
 
     On a `Composite` this is the semismooth Newton method. Not differentiable."""
     problem, x, theta = tree.stop_gradient((problem, x, theta))
@@ -97,12 +98,14 @@ def newton_correction(
     one = jnp.ones((), kind)
 
     def at_rounding(r: _Round) -> Bool[Array, ""]:
-        share = jnp.minimum(30 * rounding(kind, jnp.maximum(r.condition, 1)), 0.1 * near)
-        return (r.rounds > 0) & (r.length <= share * jnp.maximum(tree.norm(r.x), begin))
+        eps, reached = rounding(kind, one), tree.norm(r.x)
+        share = jnp.minimum(30 * eps * jnp.maximum(r.condition, 1), 0.1 * near)
+        stays = (r.length <= share * reached) & (r.ratio > 0.5)
+        return (r.rounds > 0) & (stays | (r.length <= 30 * eps * jnp.maximum(reached, begin)))
 
     def close(r: _Round) -> Bool[Array, ""]:
         left = r.length * r.ratio <= near * tree.norm(r.x)
-        return left & (r.residual <= GAIN * initial)
+        return left & (r.ratio <= GAIN)
 
     def unfinished(r: _Round) -> Bool[Array, ""]:
         far = ~close(r) & ~at_rounding(r)

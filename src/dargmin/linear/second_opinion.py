@@ -9,8 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
+from dargmin.linear.auto import Auto
+from dargmin.linear.cg import CG
+from dargmin.linear.dense import BlockDense, Dense
 from dargmin.linear.krylov import smallest_stretch
-from dargmin.types import LinearMap, Point
+from dargmin.linear.system import LinearOptions, preconditioner_of
+from dargmin.linear.work import SMALL
+from dargmin.problems import AbstractProblem
+from dargmin.types import LinearMap, Parameters, Point
 
 STEPS = 12
 
@@ -26,28 +32,39 @@ class SecondOpinion(eqx.Module):
 
 
 def second_opinion(
-    operator: LinearMap,
-    like: Point,
-    preconditioner: LinearMap | None,
-    *,
-    symmetric: bool,
-    undetermined: Float[Array, ""] | float = 0.0,
+    problem: AbstractProblem,
+    x: Point,
+    theta: Parameters,
+    options: LinearOptions,
     steps: int = STEPS,
 ) -> SecondOpinion:
-    """Look at K from a random vector: isolated small and negative eigenvalues show in a few steps,
-    whatever the right-hand sides of the solves are. Curvature above -`undetermined` is not taken
-    for negative."""
-    if not symmetric:
-        lowest, products = smallest_stretch(operator, like, steps)
-        return SecondOpinion(lowest, jnp.asarray(False), tree.zeros_like(like), products)
-    return _symmetric(operator, like, preconditioner, undetermined, min(steps, tree.size(like)))
+    """Look at the operator K of ∂ₓF from a random vector: isolated small and negative eigenvalues
+    show in a few steps, whatever the right-hand sides of the solves are. A preconditioner is the
+    one that the linear solver has."""
+    system = problem.linear_system(x, theta)
+    start = system.after(tree.random_like(x, seed=7))
+    if not system.symmetric:
+        lowest, products = smallest_stretch(system.operator, start, steps)
+        return SecondOpinion(lowest, jnp.asarray(False), tree.zeros_like(start), products)
+    preconditioner = preconditioner_of(problem, x, theta, options, system)
+    if isinstance(options.solver, CG | Auto) and options.solver.pairs is not None:
+        preconditioner = options.solver.pairs.preconditioner(start, preconditioner)
+    return _symmetric(system.operator, start, preconditioner, min(steps, tree.size(start)))
+
+
+def hides(problem: AbstractProblem, x: Point, options: LinearOptions) -> bool:
+    """Whether there may be directions that the right-hand sides hide from the linear solver: it
+    may be a Krylov method."""
+    direct = isinstance(options.solver, Dense | BlockDense)
+    small = options.solver is None and tree.size(x) <= SMALL * (options.blocks or 1)
+    return not (direct or small or tree.size(x) == 0)
 
 
 def _symmetric(
-    K: LinearMap, like: Point, preconditioner: LinearMap | None, undetermined: Any, steps: int
+    K: LinearMap, start: Point, preconditioner: LinearMap | None, steps: int
 ) -> SecondOpinion:
     """Lanczos on M⁻¹K, twice where the smallest Ritz value is negative: then for its vector."""
-    kind = tree.dtype(like)
+    kind = tree.dtype(start)
     eps, zero = jnp.asarray(jnp.finfo(kind).eps, kind), jnp.zeros((), kind)
     M = (lambda r: r) if preconditioner is None else preconditioner
 
@@ -68,10 +85,9 @@ def _symmetric(
         carry = (tree.scale(unit, w), tree.scale(unit, z), v, following, total, top, ended_now)
         return carry, (alpha, following)
 
-    start = tree.random_like(like, seed=7)
     z = M(start)
     size = 1 / jnp.sqrt(jnp.maximum(tree.dot(start, z), jnp.finfo(kind).tiny))
-    none = tree.zeros_like(like)
+    none = tree.zeros_like(start)
 
     def attempt(state: Any) -> Any:
         _, weights, _, _, passes = state
@@ -88,8 +104,7 @@ def _symmetric(
         return (passes == 0) | ((passes == 1) & _is_negative(value, top))
 
     def _is_negative(value: Any, top: Any) -> Bool[Array, ""]:
-        least = jnp.maximum(100 * eps * top, jnp.asarray(undetermined, kind))
-        return value < -least
+        return value < -100 * eps * top
 
     first = (zero, jnp.zeros(steps, kind), none, zero, jnp.asarray(0))
     value, _, direction, top, passes = jax.lax.while_loop(unfinished, attempt, first)

@@ -23,7 +23,8 @@ class LinearInfo(eqx.Module):
     step has learnt nothing, and both are 1. `doubt` holds two samples of where an error of x may
     point, as long as x (leaves (2, ...)); `null` is a vector that K maps to zero, where one was
     met, or zeros. `products` counts applications of K, `factorisations` dense ones. `pairs` is
-    what the next, similar solve may recycle, where the solver was given some."""
+    what the next, similar solve may recycle, where the solver was given some; `lowest` the smallest
+    stretch ‖Kv‖ / ‖v‖ that a Krylov solver met (of M⁻¹K, with a preconditioner), else infinite."""
 
     status: Any
     residual: Float[Array, "*batch"]
@@ -33,6 +34,7 @@ class LinearInfo(eqx.Module):
     factorisations: Int[Array, "*batch"]
     doubt: Point
     null: Point
+    lowest: Float[Array, "*batch"]
     pairs: Pairs | None = None
 
     @property

@@ -1,5 +1,7 @@
 """∂ₓF u = r: the one linear solve behind every implicit derivative."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from dargmin.linear.auto import Auto, trivial
 from dargmin.linear.scaling import jacobi, scaling
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, default_rtol
 from dargmin.problems import AbstractProblem, LinearSystem, Objective
+from dargmin.problems.base import identity
 from dargmin.status import is_ok, poison
 from dargmin.types import LinearMap, Parameters, Point
 
@@ -47,7 +50,8 @@ class LinearOptions(eqx.Module):
 
 
 class LinearSolution(eqx.Module):
-    """u, the Krylov unknown w that a later, similar solve may start from, and how it went."""
+    """u, the Krylov unknown w that a later, similar solve may start from, and how it went: with
+    `doubt` and `null` for u."""
 
     value: Point
     unknown: Point
@@ -82,7 +86,7 @@ def solve_linear(
     options = LinearOptions() if options is None else options
     problem, x, theta, rhs = tree.stop_gradient((problem, x, theta, rhs))
     system = problem.linear_system(x, theta)
-    preconditioner = _preconditioner(problem, x, theta, options, system)
+    preconditioner = preconditioner_of(problem, x, theta, options, system)
     if transpose:
         system = system.transpose(x)
         preconditioner = _transposed(preconditioner, system, x)
@@ -91,6 +95,9 @@ def solve_linear(
         system.operator, b, symmetric=system.symmetric, start=start,
         preconditioner=preconditioner, options=options,
     )  # fmt: skip
+    if system.after is not identity:
+        doubt, null = jax.vmap(system.after)(info.doubt), system.after(info.null)
+        info = dataclasses.replace(info, doubt=doubt, null=null)
     return LinearSolution(tree.add(system.beside(rhs), system.after(w)), w, info)
 
 
@@ -109,7 +116,7 @@ def solve_linear_differentiably(
     otherwise: never a finite wrong number."""
     options = LinearOptions() if options is None else options
     system = problem.linear_system(x, theta)
-    preconditioner = _preconditioner(problem, x, theta, options, system)
+    preconditioner = preconditioner_of(problem, x, theta, options, system)
     # As one vector: `custom_linear_solve` cannot be transposed where some leaves move and some
     # do not.
     b, unravel = tree.ravel(system.before(rhs))
@@ -167,10 +174,10 @@ def _normalised(
         preconditioner=preconditioner,
         rtol=rtol,
     )
-    return tree.scale(unit, w), info
+    return tree.scale(unit, w), dataclasses.replace(info, doubt=tree.scale(unit, info.doubt))
 
 
-def _preconditioner(
+def preconditioner_of(
     problem: AbstractProblem,
     x: Point,
     theta: Parameters,

@@ -18,7 +18,8 @@ from dargmin.problems.structure import hessian_is_constant
 from dargmin.types import LinearMap, Parameters, Point, PointFunction, ScalarFunction
 
 
-def _identity(v: Any) -> Any:
+def identity(v: Any) -> Any:
+    """v."""
     return v
 
 
@@ -39,15 +40,15 @@ class LinearSystem(eqx.Module):
 
     operator: LinearMap  # K
     symmetric: bool
-    before: LinearMap = _identity  # A
+    before: LinearMap = identity  # A
     beside: LinearMap = _zero  # B
-    after: LinearMap = _identity  # C
+    after: LinearMap = identity  # C
 
     def transpose(self, like: Point) -> "LinearSystem":
         """∂ₓFᵀ u = r, solved as u = Bᵀ r + Aᵀ (Kᵀ)⁺ Cᵀ r, on pytrees like `like`."""
 
         def flip(linear: LinearMap) -> LinearMap:
-            if linear is _identity or linear is _zero:
+            if linear is identity or linear is _zero:
                 return linear
             transposed = jax.linear_transpose(linear, like)
             return lambda v: transposed(v)[0]

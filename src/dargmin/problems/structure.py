@@ -12,18 +12,19 @@ from jax.interpreters import partial_eval
 
 from dargmin.types import Parameters, Point, ScalarFunction
 
-_SMOOTH = frozenset(
-    """
-    add add_any sub mul div neg square integer_pow rsqrt exp exp2 expm1 log log1p logistic tanh
-    sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc erf_inv lgamma digamma
-    polygamma bessel_i0e bessel_i1e igamma igammac igamma_grad_a regularized_incomplete_beta
-    dot_general conv_general_dilated reduce_sum reduce_prod reduce_window_sum cumsum cumprod
-    cumlogsumexp cholesky lu lu_pivots_to_permutation triangular_solve tridiagonal_solve fft
-    reshape squeeze expand_dims transpose broadcast_in_dim slice concatenate split pad rev copy
-    copy_p convert_element_type reduce_precision stop_gradient real imag complex conj
-    optimization_barrier psum mul_no_nan
-    """.split()
-)
+_SMOOTH = frozenset([
+    "add", "add_any", "sub", "mul", "div", "neg", "square", "integer_pow", "rsqrt", "exp",
+    "exp2", "expm1", "log", "log1p", "logistic", "tanh", "sin", "cos", "tan", "asin", "acos",
+    "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "erf_inv", "lgamma",
+    "digamma", "polygamma", "bessel_i0e", "bessel_i1e", "igamma", "igammac", "igamma_grad_a",
+    "regularized_incomplete_beta", "dot_general", "conv_general_dilated", "reduce_sum",
+    "reduce_prod", "reduce_window_sum", "cumsum", "cumprod", "cumlogsumexp", "cholesky", "lu",
+    "lu_pivots_to_permutation", "triangular_solve", "tridiagonal_solve", "fft", "reshape",
+    "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "slice", "concatenate",
+    "split", "pad", "rev", "copy", "copy_p", "convert_element_type", "reduce_precision",
+    "stop_gradient", "real", "imag", "complex", "conj", "optimization_barrier", "psum",
+    "mul_no_nan",
+])  # fmt: skip
 """Primitives with derivatives of every order wherever they are defined. `sqrt` and `pow` are none:
 ‖x‖ has a kink at 0."""
 
@@ -58,7 +59,7 @@ def hessian_is_constant(value: ScalarFunction, x: Point, theta: Parameters) -> b
 
     program, count = _trace(products, (x, x), theta)
     d, outputs = len(jax.tree.leaves(x)), len(program.outvars)
-    live, used = partial_eval.dce_jaxpr(program, [i < d for i in range(outputs)])
+    _, used = partial_eval.dce_jaxpr(program, [i < d for i in range(outputs)])
     if any(used[:d]):
         return False
     return not _decides(program, [i >= d for i in range(outputs)], [i < d for i in range(count)])
@@ -112,18 +113,18 @@ def _follow(program: Any, moving: list[bool]) -> list[bool]:
     for equation in program.eqns:
         inputs = [read(v) for v in equation.invars]
         outputs = _image(equation, inputs) if any(inputs) else [False] * len(equation.outvars)
-        kinds = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in equation.outvars]
-        moves |= zip(equation.outvars, map(_both, outputs, kinds), strict=True)
+        moves |= zip(equation.outvars, map(_moves, equation.outvars, outputs), strict=True)
     return [read(v) for v in program.outvars]
 
 
-def _both(a: bool, b: bool) -> bool:
-    return bool(a) and bool(b)
+def _moves(variable: Any, moves: bool) -> bool:
+    """Integers count as constant: what a smooth primitive returns beside (the pivots of a
+    factorisation), or what a decision, which was found already, would have returned."""
+    return moves and jnp.issubdtype(variable.aval.dtype, jnp.inexact)
 
 
 def _image(equation: Any, inputs: list[bool]) -> list[bool]:
-    """Which outputs of an equation move with its inputs. Integers that a smooth primitive returns
-    beside (the pivots of a factorisation) count as constant."""
+    """Which outputs of an equation move with its inputs, or _Decision."""
     name, params = equation.primitive.name, equation.params
     everything = [True] * len(equation.outvars)
     if name in _INDEXING:
