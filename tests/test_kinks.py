@@ -205,3 +205,14 @@ def test_no_jump_is_seen_where_there_is_none(name, kind):
     problem, x, theta, largest = generic(kind)[name]
     for radius in (0.0, 1e-9, largest):
         assert not look(problem, x, theta, np.asarray(radius, kind))
+
+
+def ordered(v, theta, step):
+    """The projection on {x₀ <= x₁}."""
+    return jnp.where(v[0] > v[1], jnp.mean(v) * jnp.ones(2), v)
+
+
+def test_the_edge_of_a_half_space_is_a_kink_of_its_projection():
+    problem = Composite(apart, ordered, 1.0)
+    for t, kink in ((jnp.ones(2), True), (jnp.array([1.0, 1.001]), False)):
+        assert look(problem, t, t, 1e-9) == kink
