@@ -15,6 +15,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dargmin import show, tree
 from dargmin.checks import blames_arguments, check_outer
+from dargmin.kinks import near_kink as near_kink  # accuracy takes it from here
+from dargmin.kinks import nonsmooth_within
 from dargmin.linear import (
     Correction,
     LinearOptions,
@@ -294,10 +296,9 @@ def trust(problem: AbstractProblem, at: Correction, theta: Parameters, solve_sta
     """Whether an estimate at the corrected point can be trusted, or why not."""
     converged = Status.where(at.settled, Status.ok, Status.not_converged)
     status = first_failure(at.status, solve_status, converged)
-    if isinstance(problem, Composite):
-        kink = near_kink(problem, at.x, theta, at.remaining)
-        status = first_failure(status, Status.where(kink, Status.weakly_active, Status.ok))
-    return status
+    at_kink = Status.weakly_active if isinstance(problem, Composite) else Status.nonsmooth
+    kink = nonsmooth_within(problem, at.x, theta, at.remaining)
+    return first_failure(status, Status.where(kink, at_kink, Status.ok))
 
 
 def withheld(derivative: Any, error: Float[Array, "*batch"]) -> Any:
@@ -308,42 +309,6 @@ def withheld(derivative: Any, error: Float[Array, "*batch"]) -> Any:
         return jnp.where(unknown, jnp.asarray(jnp.nan, u.dtype), u)
 
     return jax.tree.map(withhold, derivative)
-
-
-def near_kink(
-    problem: Composite, x: Point, theta: Parameters, distance: Float[Array, ""]
-) -> Bool[Array, ""]:
-    """Whether the derivative of the prox jumps within reach of v = x - h∇f(x).
-
-    P = ∂prox is compared along one fixed direction at points around v. All coordinates are moved
-    up and down, by three times the estimated error of v and at least its rounding, 30 ε ‖v‖∞, and
-    scaled both ways by as much and at least by √ε. The kinks of separable penalties, boxes and
-    groups lie across one of these moves."""
-    problem, x, theta = tree.stop_gradient((problem, x, theta))
-    v = problem.forward(x, theta)
-    kind = tree.dtype(v)
-    if tree.size(v) == 0:
-        return jnp.asarray(False)
-    largest = tree.max_norm(v)
-    eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-    radius = jnp.maximum(3 * distance, 30 * eps * largest)
-    probe = tree.random_like(v, seed=1)
-
-    def derivative(at: Point) -> Point:
-        return jax.jvp(lambda u: problem.prox(u, theta, problem.step), (at,), (probe,))[1]
-
-    ones = jax.tree.map(jnp.ones_like, v)
-    outward = jnp.maximum(radius / jnp.where(largest > 0, largest, 1), jnp.sqrt(eps))
-    up, down = derivative(tree.axpy(radius, ones, v)), derivative(tree.axpy(-radius, ones, v))
-    out, back = derivative(tree.scale(1 + outward, v)), derivative(tree.scale(1 - outward, v))
-
-    def jumps(a: Point, b: Point) -> Bool[Array, ""]:
-        changed = jax.tree.map(
-            lambda s, t, u: jnp.any(jnp.abs(s - t) > 0.01 * jnp.abs(u)), a, b, probe
-        )
-        return jnp.any(jnp.stack(jax.tree.leaves(changed)))
-
-    return jumps(up, down) | jumps(out, back)
 
 
 def outer_gradients(outer: Callable, x: Point, theta: Parameters) -> tuple[Point, Any]:

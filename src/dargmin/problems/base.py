@@ -157,7 +157,7 @@ class Objective(AbstractProblem):
         """Whether ∇²ₓf is the same at every x: as declared, or proved from the program."""
         if self.quadratic is not None:
             return self.quadratic
-        return hessian_is_constant(self.residual, x, theta)
+        return hessian_is_constant(self.value, x, theta)
 
     def convert_closures(self, x: Point, theta: Parameters) -> Any:
         hvp, diagonal = self.hvp, self.diagonal
