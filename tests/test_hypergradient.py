@@ -341,11 +341,16 @@ def test_nan_and_infinity_are_a_status():
             h.certificate.raise_if_failed()
 
 
-def test_a_solution_that_is_no_minimum_is_refused():
-    # a maximum in one direction: Newton's method stands still there, the implicit formula is finite
-    problem = Objective(lambda x, theta: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 + theta * x[0])
+@pytest.mark.parametrize("growth", [1, 0])
+def test_a_saddle_is_left_for_a_minimum_or_refused(growth):
+    # Newton's method stands still at x₁ = 0, where the implicit formula is finite.
+    problem = Objective(lambda x, theta: x[0] ** 2 - x[1] ** 2 + growth * x[1] ** 4 + theta * x[0])
     h = hypergradient(lambda x, _: x[0] ** 2, problem, jnp.zeros(2), 1.0, throw=False)
-    assert h.status == Status.not_positive_definite
+    if growth:
+        assert h.ok
+        np.testing.assert_allclose(h.x**2, (0.25, 0.5), rtol=1e-6)
+    else:
+        assert h.status == Status.not_positive_definite and np.isnan(h.gradient)
 
 
 @pytest.mark.parametrize(

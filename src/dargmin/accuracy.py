@@ -19,10 +19,10 @@ from dargmin import tree
 from dargmin.certificate import (
     Certificate,
     accuracy_status,
-    near_kink,
     relative_error,
 )
 from dargmin.cost import Cost
+from dargmin.kinks import nonsmooth_within
 from dargmin.linear import LinearOptions, factored, hides
 from dargmin.linear.lanczos import STEP_SIZE_STEPS
 from dargmin.linear.solution import default_rtol
@@ -146,10 +146,11 @@ def _rounding_of_residual(
 def _certificate(
     problem: AbstractProblem, theta: Parameters, end: State, goal: Goal
 ) -> Certificate:
-    status = end.status
-    if isinstance(problem, Composite):
-        kink = near_kink(problem, end.x, theta, end.remaining)
-        status = first_failure(status, Status.where(kink, Status.weakly_active, Status.ok))
+    at_kink = Status.weakly_active if isinstance(problem, Composite) else Status.nonsmooth
+    kink = nonsmooth_within(problem, end.x, theta, end.remaining)
+    # On a kink no method settles: that is the reason, then.
+    kink = kink & (is_ok(end.status) | (end.status == Status.not_converged))
+    status = Status.where(kink, at_kink, end.status)
     status = first_failure(status, accuracy_status(end.error, end.scale, goal.rtol, goal.atol))
     return Certificate(
         error=relative_error(end.error, end.scale),

@@ -15,7 +15,6 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dargmin import show, tree
 from dargmin.checks import blames_arguments, check_outer
-from dargmin.kinks import near_kink as near_kink  # accuracy takes it from here
 from dargmin.kinks import nonsmooth_within
 from dargmin.linear import (
     Correction,
@@ -216,6 +215,8 @@ def _degenerate(
     problem: AbstractProblem, x: Point, theta: Parameters, info: LinearInfo, options: LinearOptions
 ) -> Any:
     """The status `degenerate`, where the solve that was met with a null vector is of that kind."""
+    if isinstance(problem, Composite):  # singular wherever the prox is flat
+        return Status.ok
     singular = tree.norm(info.null) > 0
     inverse = lambda r: solve_linear(problem, x, theta, r, options=options).value
     degenerate = singular & jax.lax.cond(

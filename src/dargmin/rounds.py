@@ -384,7 +384,7 @@ class Round(eqx.Module):
         self, x: Point, found: Derivative, options: LinearOptions, solver: Factored | None
     ) -> Derivative:
         """The same, with a status if x is a degenerate solution."""
-        if self.constant:
+        if self.constant or isinstance(self.problem, Composite):
             return found
         correction = lambda r: solve_linear(self.problem, x, self.theta, r, options=options).value
         inverse = correction if solver is None else solver.inverse
@@ -421,7 +421,8 @@ class Round(eqx.Module):
         def rounds() -> tuple[Float[Array, " k"], Cost]:
             if solver is None:
                 return rounding(*arguments)
-            return rounding_by_factor(*arguments, solver)
+            allowed = self.goal.wanted(norms(found.value))
+            return rounding_by_factor(*arguments, solver, allowed)
 
         if self.known is not None:
             rounded, cost = rounds()
