@@ -114,27 +114,38 @@ def singular(
 ) -> Singular:
     """K x = b by diag(r) K diag(c) = U Σ Vᵀ where K is singular.
 
-    Of the solutions, the one without a part that K conserves: with N and W bases of the null
-    spaces of K and Kᵀ, Wᵀx = 0 (the group inverse). For K = I - ∂A it is what iterating x ← A(x)
-    does, whose invariants W are, and for a symmetric K the minimum-norm solution. Where there is no
-    such inverse, the minimum-norm solution is taken."""
+    Of the solutions, the one without a part that K conserves: with orthonormal bases N and W of the
+    null spaces of K and Kᵀ, x = P K⁻P b with P = I - N (WᵀN)⁻¹ Wᵀ (the group inverse). For
+    K = I - ∂A it is what iterating x ← A(x) does, whose invariants W are, and for a symmetric K the
+    minimum-norm solution. Where WᵀN is nearly singular there is no such inverse of moderate size,
+    and the minimum-norm solution (I - NNᵀ) K⁻(I - WWᵀ) b is taken. The same formulas serve Kᵀ, so
+    that both are transposes of each other."""
     kind, d = scaled.dtype, scaled.shape[0]
     finite = jnp.all(jnp.isfinite(scaled))
     left, values, right = jnp.linalg.svd(jnp.where(finite, scaled, jnp.eye(d, dtype=kind)))
     keep = values > singular_threshold(kind, d) * values[0]
-    coordinates = left.T @ (rows * b)
-    x = columns * (right.T @ jnp.where(keep, coordinates / jnp.where(keep, values, 1), 0))
-    unit = lambda basis: basis / jnp.maximum(jnp.linalg.norm(basis, axis=0), 1e-300)
-    N = jnp.where(keep, 0, unit(columns[:, None] * right.T))
-    W = jnp.where(keep, 0, unit(rows[:, None] * left))
     rest = jnp.diag(keep.astype(kind))
-    group = x - N @ jnp.linalg.solve(W.T @ N + rest, W.T @ x)
-    shortest = x - N @ jnp.linalg.solve(N.T @ N + rest, N.T @ x)
-    # Where W is nearly orthogonal to N there is no such x of moderate size.
-    exists = tree.norm(group) <= 1e3 * (tree.norm(shortest) + tree.norm(x))
+
+    def orthonormal(basis: Float[Array, "d d"]) -> Float[Array, "d d"]:
+        """Its columns that are not kept, made orthonormal, and zeros."""
+        basis = jnp.where(keep, 0, basis / jnp.maximum(jnp.linalg.norm(basis, axis=0), 1e-30))
+        factor = jnp.linalg.cholesky(basis.T @ basis + rest)
+        return jax.scipy.linalg.solve_triangular(factor, basis.T, lower=True).T
+
+    N, W = orthonormal(columns[:, None] * right.T), orthonormal(rows[:, None] * left)
+    inverse = jnp.linalg.inv(W.T @ N + rest) - rest
+    exists = jnp.linalg.norm(inverse) <= 1e3  # of Kᵀ it is the transpose
+    inverse = jnp.where(exists, inverse, 0)
+
+    def onto(v: Float[Array, " d"], null: Float[Array, "d d"]) -> Float[Array, " d"]:
+        return v - jnp.where(exists, N @ (inverse @ (W.T @ v)), null @ (null.T @ v))
+
+    coordinates = left.T @ (rows * b)
+    inside = left.T @ (rows * onto(b, W))
+    x = columns * (right.T @ jnp.where(keep, inside / jnp.where(keep, values, 1), 0))
     size = tree.norm(coordinates)
     return Singular(
-        x=jnp.where(exists, group, shortest),
+        x=onto(x, N),
         null=N @ tree.random_like(values, seed=4),
         condition=jnp.maximum(values[0] / jnp.min(jnp.where(keep, values, jnp.inf)), 1),
         outside=tree.norm(jnp.where(keep, 0, coordinates)) / jnp.where(size > 0, size, 1),

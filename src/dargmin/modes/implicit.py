@@ -1,6 +1,7 @@
 """Implicit and Neumann: derivatives of the solution, by formulas at a frozen point."""
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -142,13 +143,33 @@ def _implicit_jvp(primals: Any, tangents: Any) -> tuple[Point, Point]:
     x = _implicit(problem, x, theta, (options, throw, doubted))
     change = parameter_change(problem, x, theta, (tangents[0], tangents[2]))
     rhs = tree.scale(-1.0, change)
-    dx = solve_linear_differentiably(problem, x, theta, rhs, options=options, throw=throw)
+    moving = jax.tree.map(jnp.zeros_like, (tangents[0], tangents[2]))
+    sources = partial(_sources, tree.stop_gradient((problem, x, theta)), moving)
+    dx = solve_linear_differentiably(
+        problem, x, theta, rhs, options=options, throw=throw, sources=sources
+    )
     if doubted:
         at, frozen, constants = tree.stop_gradient((x, problem, theta))
         step = solve_linear(frozen, at, constants, frozen.residual(at, constants), options=options)
         wrong = is_ok(step.info.status) & solves_nothing(at, step.value)
         dx = tree.scale(no_derivative(wrong, x, NO_SOLUTION, throw), dx)
     return x, dx
+
+
+def _sources(at: Any, moving: Any) -> Point:
+    """∂_θF θ̇ for pseudo-random directions θ̇ of what moves, stacked along a new first axis: one for
+    each leaf, which has its own units; or for up to 8 groups of leaves."""
+    leaves, structure = jax.tree.flatten(moving)
+    count = max(min(len(leaves), 8), 1)
+
+    def alone(i: int, draw: Array) -> Array:
+        mine = jnp.arange(count) == i % count
+        return jnp.where(mine.reshape(-1, *[1] * draw.ndim), draw, jnp.zeros_like(draw))
+
+    directions = [alone(i, draw) for i, draw in enumerate(tree.random_like(leaves, seed=6))]
+    return jax.vmap(lambda direction: parameter_change(*at, direction), axis_size=count)(
+        jax.tree.unflatten(structure, directions)
+    )
 
 
 NO_SOLUTION = (
