@@ -10,6 +10,7 @@ from dargmin.cost import Cost
 from dargmin.linear.forming import in_blocks, materialise, materialise_blocks
 from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.matrix import (
+    FLOOR,
     Spectral,
     largest_column,
     singular_threshold,
@@ -93,13 +94,14 @@ class Factored(AbstractLinearSolver):
         del symmetric, preconditioner
         kind, scale = tree.dtype(b), self._join(self.scale, b)
         norm = lambda r: tree.norm(jax.tree.map(jnp.multiply, scale, r))
+        inner = lambda r: norm(self.in_range(r))
         whole = norm(b)
         whole = jnp.where(whole > 0, whole, 1)
         zero, x, r = jnp.asarray(0), tree.zeros_like(b), b
         if start is not None:  # what it has in the null space of K would stay
             x = tree.where(self.singular, x, start)
             r = tree.sub(b, operator(x))
-        begin = _Refined(x, r, norm(r) / whole, zero + int(start is not None), jnp.asarray(True))
+        begin = _Refined(x, r, inner(r) / whole, zero + int(start is not None), jnp.asarray(True))
 
         def unfinished(c: _Refined) -> Bool[Array, ""]:
             small = c.size <= jnp.asarray(rtol, kind)
@@ -108,7 +110,7 @@ class Factored(AbstractLinearSolver):
         def refine(c: _Refined) -> _Refined:
             x = tree.add(c.x, self.inverse(c.residual))
             r = tree.sub(b, operator(x))
-            size = norm(r) / whole
+            size = inner(r) / whole
             better = size < c.size
             return _Refined(
                 x=tree.where(better, x, c.x),
@@ -124,17 +126,17 @@ class Factored(AbstractLinearSolver):
             end.size, length, kind, rtol=rtol, largest=self.largest, condition=self.condition
         )
         # What lies outside the range of a singular K may be rounding of a consistent b.
-        outside = self.singular & ~self.indefinite
-        success = success | (outside & (end.size <= self.slack))
+        outside = norm(tree.sub(end.residual, self.in_range(end.residual))) / whole
+        inconsistent = outside > self.slack
         draws = [tree.random_like(b, seed=seed) for seed in (5, 6)]
         return end.x, LinearInfo(
             status=failure(
-                success,
+                success & ~inconsistent,
                 finite=jnp.isfinite(end.size + length + self.largest),
                 indefinite=self.indefinite,
-                inconsistent=outside & (end.size > self.slack),
+                inconsistent=inconsistent,
             ),
-            residual=end.size,
+            residual=norm(end.residual) / whole,
             amplification=amplification(length, self.largest, self.condition),
             condition=self.condition,
             products=end.products,
@@ -147,11 +149,18 @@ class Factored(AbstractLinearSolver):
         """M v."""
         return self._join(self._inverse(self._split(v)), v)
 
+    def in_range(self, v: Point) -> Point:
+        """The part of v in the range of K₀: all of it, if K₀ is regular."""
+        project = lambda: self._join(self._split(v) - self._in_null_space(self._split(v)), v)
+        return jax.lax.cond(self.singular, project, lambda: v)
+
     def descent(self, gradient: Point) -> Point:
         """A direction along which f falls, for K₀ its Hessian: -Mg; along what a singular K₀ does
-        not see, far down the gradient."""
+        not see, far down the gradient, in the units of M."""
         g = self._split(gradient)
-        return self._join(-self._inverse(g) - _times(self.found.flat, g), gradient)
+        flat = self._in_null_space(jnp.square(self.scale) * self._in_null_space(g))
+        far = FLOOR * jnp.where(self.largest > 0, self.largest, 1)
+        return self._join(-self._inverse(g) - flat / far, gradient)
 
     @property
     def lowest(self) -> Float[Array, "*blocks d"]:
@@ -165,6 +174,9 @@ class Factored(AbstractLinearSolver):
         return jax.lax.cond(
             self.singular, product, lambda: self.scale * _triangular(self.factor, self.scale * v)
         )
+
+    def _in_null_space(self, v: Float[Array, "*blocks d"]) -> Float[Array, "*blocks d"]:
+        return _times(self.found.basis, _times(self.found.basis.mT, v))
 
     def _split(self, v: Point) -> Float[Array, "*blocks d"]:
         """A pytree as a vector, or as one for each block."""

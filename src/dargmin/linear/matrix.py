@@ -52,11 +52,11 @@ class Spectral(NamedTuple):
     """What the spectral decomposition of a scaled symmetric matrix S K S says.
 
     `factor` is W with K⁺ = WᵀW where K is positive semidefinite, and WᵀW positive definite where it
-    is not; `flat` is a positive multiple of the projection on the null space, in the units of K⁺;
-    `null` a vector in it, and `lowest` the direction of the most negative curvature, or zeros."""
+    is not; `basis` is N with NNᵀ the projection on the null space; `null` a vector in it, and
+    `lowest` the direction of the most negative curvature, or zeros."""
 
     factor: Float[Array, "d d"]
-    flat: Float[Array, "d d"]
+    basis: Float[Array, "d d"]
     null: Float[Array, " d"]
     lowest: Float[Array, " d"]
     condition: Float[Array, ""]
@@ -81,18 +81,27 @@ def spectral(
     sizes = jnp.maximum(jnp.abs(values), least)
     weights = jnp.where(null | (sizes == 0), 0, 1 / jnp.where(sizes > 0, sizes, 1))
     factor = jnp.sqrt(weights)[:, None] * vectors.T * scale
-    basis = jnp.where(null, scale[:, None] * vectors, 0)
-    gram = basis.T @ basis + jnp.diag((~null).astype(kind))
-    onto = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram), True), basis.T)
+    basis = orthonormal(scale[:, None] * vectors, ~null)
     smallest = jnp.min(jnp.where(null, jnp.inf, jnp.abs(values)))
     return Spectral(
-        factor=factor - (factor @ basis) @ onto,
-        flat=basis @ basis.T / jnp.where(top > 0, FLOOR * top, 1),
+        factor=factor - (factor @ basis) @ basis.T,
+        basis=basis,
         null=basis @ tree.random_like(values, seed=4),
         lowest=jnp.where(indefinite, scale * vectors[:, 0], 0),
         condition=jnp.maximum(top / smallest, 1),
         indefinite=indefinite & finite,
     )
+
+
+def orthonormal(
+    vectors: Float[Array, "d d"], without: Bool[Array, " d"]
+) -> Float[Array, "d d"]:
+    """The columns, made orthonormal, and zeros in place of those that are left out."""
+    lengths = jnp.linalg.norm(vectors, axis=0)
+    vectors = jnp.where(without, 0, vectors / jnp.where(lengths > 0, lengths, 1))
+    gram = vectors.T @ vectors + jnp.diag(without.astype(vectors.dtype))
+    cholesky = jnp.linalg.cholesky(gram)
+    return jax.scipy.linalg.solve_triangular(cholesky, vectors.T, lower=True).T
 
 
 class Singular(NamedTuple):
@@ -124,15 +133,8 @@ def singular(
     finite = jnp.all(jnp.isfinite(scaled))
     left, values, right = jnp.linalg.svd(jnp.where(finite, scaled, jnp.eye(d, dtype=kind)))
     keep = values > singular_threshold(kind, d) * values[0]
+    N, W = orthonormal(columns[:, None] * right.T, keep), orthonormal(rows[:, None] * left, keep)
     rest = jnp.diag(keep.astype(kind))
-
-    def orthonormal(basis: Float[Array, "d d"]) -> Float[Array, "d d"]:
-        """Its columns that are not kept, made orthonormal, and zeros."""
-        basis = jnp.where(keep, 0, basis / jnp.maximum(jnp.linalg.norm(basis, axis=0), 1e-30))
-        factor = jnp.linalg.cholesky(basis.T @ basis + rest)
-        return jax.scipy.linalg.solve_triangular(factor, basis.T, lower=True).T
-
-    N, W = orthonormal(columns[:, None] * right.T), orthonormal(rows[:, None] * left)
     inverse = jnp.linalg.inv(W.T @ N + rest) - rest
     exists = jnp.linalg.norm(inverse) <= 1e3  # of Kᵀ it is the transpose
     inverse = jnp.where(exists, inverse, 0)
