@@ -14,6 +14,7 @@ from dargmin.linear.forming import materialise, materialise_blocks
 from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.matrix import (
     Singular,
+    Undetermined,
     general_scales,
     largest_column,
     singular,
@@ -42,10 +43,12 @@ class Dense(AbstractLinearSolver):
 
     Parameters
     ----------
-    undetermined : float
-        Eigenvalues of a symmetric K below this are taken for zero."""
+    undetermined : float, or `dargmin.linear.matrix.Beside`
+        Where the lowest eigenvalue of a symmetric K is negative, but not more so than this, those
+        below this are zero: at the solution K is positive semidefinite, and beside it not quite.
+        May say instead where K is taken."""
 
-    undetermined: Float[Array, ""] | float = 0.0
+    undetermined: Undetermined = 0.0
 
     def solve(
         self,
@@ -100,17 +103,11 @@ class BlockDense(AbstractLinearSolver):
         return _solve_once(factor, operator, b, rtol)
 
 
-def _solve_once(
-    factor: Factored, operator: LinearMap, b: Any, rtol: Any
-) -> tuple[Any, LinearInfo]:
+def _solve_once(factor: Factored, operator: LinearMap, b: Any, rtol: Any) -> tuple[Any, LinearInfo]:
     """A solve with a factor that is made for it."""
-    x, info = factor.solve(
-        operator, b, symmetric=True, start=None, preconditioner=None, rtol=rtol
-    )
+    x, info = factor.solve(operator, b, symmetric=True, start=None, preconditioner=None, rtol=rtol)
     cost = factor.cost
-    return x, dataclasses.replace(
-        info, products=cost.products, factorisations=cost.factorisations
-    )
+    return x, dataclasses.replace(info, products=cost.products, factorisations=cost.factorisations)
 
 
 def _unravelled(unravel: Any, x: Any, info: LinearInfo) -> tuple[Point, LinearInfo]:
@@ -176,4 +173,5 @@ def solve_matrix(
         factorisations=jnp.where(regular, 1, 2),
         doubt=samples(x, columns * direction, columns * tree.random_like(b, seed=5)),
         null=found.null,
+        slack=slack,
     )

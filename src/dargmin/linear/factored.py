@@ -11,7 +11,9 @@ from dargmin.linear.forming import in_blocks, materialise, materialise_blocks
 from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.matrix import (
     FLOOR,
+    LARGEST_BAND,
     Spectral,
+    Undetermined,
     largest_column,
     singular_threshold,
     spectral,
@@ -44,8 +46,6 @@ class Factored(AbstractLinearSolver):
 
     Attributes
     ----------
-    scale : array, shape (d,) or (B, d)
-        The diagonal of S.
     found : Spectral, leaves with the leading axis of the blocks
         The factor: W with M = WᵀW where d is small or K₀ was decomposed, else C with S K₀ S = C Cᵀ,
         lower; and what a decomposition found beside it, or zeros.
@@ -56,11 +56,15 @@ class Factored(AbstractLinearSolver):
     slack : array
         How much of b may lie outside the range of a singular K₀."""
 
-    scale: Float[Array, "*blocks d"]
     found: Spectral
     largest: Float[Array, ""]
     singular: Bool[Array, ""]
     slack: Float[Array, ""]
+
+    @property
+    def scale(self) -> Float[Array, "*blocks d"]:
+        """The diagonal of S."""
+        return self.found.scale
 
     @property
     def factor(self) -> Float[Array, "*blocks d d"]:
@@ -141,8 +145,11 @@ class Factored(AbstractLinearSolver):
             condition=self.condition,
             products=end.products,
             factorisations=zero,
-            doubt=samples(end.x, *[self.inverse(jax.tree.map(jnp.divide, z, scale)) for z in draws]),
+            doubt=samples(
+                end.x, *[self.inverse(jax.tree.map(jnp.divide, z, scale)) for z in draws]
+            ),
             null=self._join(self.found.null, b),
+            slack=self.slack,
         )
 
     def inverse(self, v: Point) -> Point:
@@ -203,18 +210,17 @@ def factored(operator: LinearMap, like: Point, blocks: int | None = None) -> Fac
 
 
 def factor_matrix(
-    matrix: Float[Array, "*blocks d d"], undetermined: Float[Array, ""] | float = 0.0
+    matrix: Float[Array, "*blocks d d"], undetermined: Undetermined = 0.0
 ) -> Factored:
     """The factor of a symmetric matrix, or of each of a stack of them.
 
     By Cholesky; where that fails, or the condition number (by power steps with the inverse) is that
-    of rounding, by the spectral decomposition. Eigenvalues below `undetermined` are zero: a Hessian
-    that is taken beside the solution has such of either sign where it has none at the solution."""
+    of rounding, by the spectral decomposition (see `dargmin.linear.matrix.spectral` for what is
+    `undetermined`)."""
     kind, d = matrix.dtype, matrix.shape[-1]
     matrix = (matrix + matrix.mT) / 2
     scale = symmetric_scale(matrix)
     scaled = scale[..., :, None] * matrix * scale[..., None, :]
-    undetermined = jnp.asarray(undetermined, kind) * jnp.max(scale) ** 2
     largest = largest_column(scaled)
     factor = jax.lax.linalg.cholesky(scaled, symmetrize_input=False)
     if d <= SMALL:  # two products are then quicker than two triangular solves
@@ -228,25 +234,24 @@ def factor_matrix(
     conditions = largest * growth
     regular = jnp.all(jnp.isfinite(conditions) & (conditions * singular_threshold(kind, d) < 1))
     finite = jnp.all(jnp.isfinite(largest))
-    decompose = spectral if matrix.ndim == 2 else jax.vmap(spectral, (0, 0, None))
+    decompose = spectral if matrix.ndim == 2 else jax.vmap(spectral, (0, None))
     blank = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(decompose, scaled, scale, undetermined)
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(decompose, matrix, undetermined)
     )
 
     def by_cholesky() -> Spectral:
         ready = factor * scale[..., None, :] if d <= SMALL else factor
-        return blank._replace(factor=ready, condition=conditions)
+        return blank._replace(factor=ready, scale=scale, condition=conditions)
 
     def by_spectrum() -> Spectral:
-        found = decompose(scaled, scale, undetermined)
+        found = decompose(matrix, undetermined)
         return jax.tree.map(lambda new, old: jnp.where(regular, old, new), found, by_cholesky())
 
     # A branch also under vmap: nothing is decomposed that no lane needs, nor while another kernel
     # of LAPACK runs, for which its threads might wait.
     found = jax.lax.cond(in_every_lane(regular | ~finite), by_cholesky, by_spectrum)
-    share = undetermined / jnp.max(jnp.where(largest > 0, largest, 1))
-    slack = inconsistency(kind) + 10 * share
-    return Factored(scale, found, jnp.max(largest), ~regular, slack)
+    slack = inconsistency(kind) + jnp.minimum(jnp.max(found.blur), LARGEST_BAND)
+    return Factored(found, jnp.max(largest), ~regular, slack)
 
 
 def _times(

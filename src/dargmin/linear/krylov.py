@@ -14,6 +14,7 @@ from dargmin.linear.solution import (
     LinearInfo,
     amplification,
     failure,
+    inconsistency,
     judge,
     samples,
 )
@@ -296,4 +297,5 @@ def _report(
         factorisations=jnp.asarray(0),
         doubt=jax.vmap(unravel)(doubt),
         null=tree.zeros_like(like),
+        slack=inconsistency(kind),
     )

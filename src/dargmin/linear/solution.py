@@ -23,7 +23,8 @@ class LinearInfo(eqx.Module):
     step has learnt nothing, and both are 1. `doubt` holds two samples of where an error of x may
     point, as long as x (leaves (2, ...)); `null` is a vector that K maps to zero, where one was
     met, or zeros. `products` counts applications of K, `factorisations` dense ones. `pairs` is
-    what the next, similar solve may recycle, where the solver was given some."""
+    what the next, similar solve may recycle, where the solver was given some; `slack` how much of b
+    may lie outside the range of a singular K."""
 
     status: Any
     residual: Float[Array, "*batch"]
@@ -34,6 +35,7 @@ class LinearInfo(eqx.Module):
     doubt: Point
     null: Point
     pairs: Pairs | None = None
+    slack: Float[Array, "*batch"] | None = None
 
     @property
     def error(self) -> Float[Array, "*batch"]:

@@ -132,11 +132,11 @@ def solve_linear_differentiably(
     def on_vectors(linear: LinearMap | None) -> LinearMap | None:
         return None if linear is None else lambda v: tree.ravel(linear(unravel(v)))[0]
 
-    def in_range(null: Point, doubt: Point) -> Bool[Array, ""]:
+    def in_range(info: LinearInfo) -> Bool[Array, ""]:
         """Whether all sources are orthogonal to a null vector of the transposed system."""
         assert sources is not None
         flat = lambda r: tree.ravel(system.before(r))[0]
-        return orthogonal(jax.vmap(flat)(sources()), null, doubt)
+        return orthogonal(jax.vmap(flat)(sources()), info)
 
     def solver(preconditioner: LinearMap | None, in_range: Any = None):
         def once(operator: LinearMap, b: Point) -> tuple[Point, LinearInfo]:
@@ -171,17 +171,17 @@ def solve_linear_differentiably(
     return tree.add(system.beside(rhs), system.after(w))
 
 
-def orthogonal(
-    sources: Float[Array, "count d"], null: Float[Array, " d"], doubt: Float[Array, "2 d"]
-) -> Bool[Array, ""]:
-    """Whether ⟨r, n⟩ = 0 for every source r, for a null vector n that is not zero.
+def orthogonal(sources: Float[Array, "count d"], info: LinearInfo) -> Bool[Array, ""]:
+    """Whether ⟨r, n⟩ = 0 for every source r, for the null vector n of a solve, if it is not zero.
 
     Up to rounding: of the terms of ⟨r, n⟩, and of n itself, which every coordinate has in its own
     unit; `doubt` says how large these are."""
+    null, doubt = info.null, info.doubt
+    slack = inconsistency(null.dtype) if info.slack is None else info.slack
     length = jnp.linalg.norm(doubt, axis=1, keepdims=True)
     unit = jnp.max(jnp.abs(doubt) / jnp.where(length > 0, length, 1), axis=0)
     terms = jnp.abs(sources) @ (jnp.abs(null) + jnp.linalg.norm(null) * unit)
-    small = jnp.abs(sources @ null) <= inconsistency(null.dtype) * terms
+    small = jnp.abs(sources @ null) <= slack * terms
     return jnp.all(small) & jnp.any(null != 0)
 
 
@@ -202,7 +202,7 @@ def _forgiving(
         again = jax.lax.cond(
             in_every_lane(~candidate),
             lambda: jnp.asarray(False),
-            lambda: in_range(null, info.doubt),
+            lambda: in_range(info),
         )
         return b - outside, w, info.status, candidate & again, passes + 1
 
