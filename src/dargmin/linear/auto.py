@@ -1,7 +1,6 @@
 """The default linear solver: chosen by size and structure, and by how the first attempt went."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -133,6 +133,7 @@ class Factored(AbstractLinearSolver):
         outside = norm(tree.sub(end.residual, self.in_range(end.residual))) / whole
         inconsistent = outside > self.slack
         draws = [tree.random_like(b, seed=seed) for seed in (5, 6)]
+        doubt = [self.inverse(jax.tree.map(jnp.divide, draw, scale)) for draw in draws]
         return end.x, LinearInfo(
             status=failure(
                 success & ~inconsistent,
@@ -145,9 +146,7 @@ class Factored(AbstractLinearSolver):
             condition=self.condition,
             products=end.products,
             factorisations=zero,
-            doubt=samples(
-                end.x, *[self.inverse(jax.tree.map(jnp.divide, z, scale)) for z in draws]
-            ),
+            doubt=samples(end.x, *doubt),
             null=self._join(self.found.null, b),
             slack=self.slack,
         )

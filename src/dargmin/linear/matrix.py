@@ -85,14 +85,14 @@ def decomposition_scale(
 ) -> Float[Array, " d"]:
     """The symmetric scale, which takes a coordinate of little curvature for one in large units.
 
-    Where x is known, it is large in large units: with |x_i| / s_i far below the others, the curvature
-    is little, and to raise it to the size of the others would raise what is undetermined with it."""
+    Where x is known, it is large in large units: with |x_i| / s_i far below the others, the
+    curvature is little, and to raise it would raise what is undetermined with it."""
     scale = symmetric_scale(matrix)
     if not isinstance(undetermined, Beside):
         return scale
     x = jnp.abs(undetermined.x)
     typical = jnp.max(x / scale)
-    allowed = 10 * x / jnp.where(typical > 0, typical, 1)
+    allowed = 3 * x / jnp.where(typical > 0, typical, 1)
     limited = jnp.clip(scale, jnp.min(scale), jnp.maximum(allowed, jnp.min(scale)))
     return jnp.where(typical > 0, 1 / power_of_two(limited), scale)
 
@@ -102,8 +102,8 @@ class Spectral(NamedTuple):
 
     `factor` is W with K⁺ = WᵀW where K is positive semidefinite, and WᵀW positive definite where it
     is not; `basis` is N with NNᵀ the projection on the null space, which may be turned by the angle
-    `blur`; `scale` the diagonal of S; `null` a vector in it, and `lowest` the direction of the most negative curvature, or
-    zeros."""
+    `blur`; `null` a vector in it, and `lowest` the direction of the most negative curvature, or
+    zeros; `scale` is the diagonal of S."""
 
     factor: Float[Array, "d d"]
     basis: Float[Array, "d d"]
