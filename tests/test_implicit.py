@@ -155,6 +155,23 @@ def test_a_saddle_beyond_what_is_undetermined_stays_one():
     assert not spectral(jnp.diag(jnp.array([1.0, -1e-6])), beside).indefinite
 
 
+def nonlinear_fit(x, t):
+    return 0.5 * jnp.sum((jnp.exp(x) - t) ** 2 + (x + 1) ** 2)
+
+
+def gauss_newton(x, t, v):
+    return jnp.exp(2 * x) * v + v
+
+
+@BOTH
+def test_derivatives_are_those_of_f_whatever_product_it_is_walked_with(jacobian):
+    problem = Objective(nonlinear_fit, hvp=gauss_newton)
+    method = dargmin.NewtonCG()
+    x = lambda t: dargmin.solve(problem, method, jnp.zeros(2), t, steps=60, tol=1e-10).x
+    e = np.exp(np.asarray(x(3.0)))
+    assert_allclose(jacobian(x)(3.0), e / (2 * e**2 - 3 * e + 1), rtol=1e-8)
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_the_precision_of_x_decides_and_theta_keeps_its_own(kind):
     other = np.float32 if kind == np.float64 else np.float64
