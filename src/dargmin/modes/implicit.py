@@ -196,9 +196,9 @@ def _sources(at: Any, moving: Any) -> Point:
         return jnp.where(mine.reshape(-1, *[1] * draw.ndim), draw, jnp.zeros_like(draw))
 
     directions = [alone(i, draw) for i, draw in enumerate(tree.random_like(leaves, seed=6))]
-    return jax.vmap(lambda direction: parameter_change(*at, direction), axis_size=count)(
-        jax.tree.unflatten(structure, directions)
-    )
+    problem, x, theta = at
+    along = lambda direction: parameter_change(problem, x, theta, direction)
+    return jax.vmap(along, axis_size=count)(jax.tree.unflatten(structure, directions))
 
 
 NO_SOLUTION = (

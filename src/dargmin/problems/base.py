@@ -170,20 +170,16 @@ class Objective(AbstractProblem):
         """The product with v that a method walks with: `hvp`, or that with the Hessian."""
         return self.hessian(x, theta)(v) if self.hvp is None else self.hvp(x, theta, v)
 
-    def compared(self, x: Point, theta: Parameters) -> "Objective":
-        """The same problem, which knows whether `hvp` is the product with the Hessian: on a
-        pseudo-random vector, near x and not at it, where they may happen to be equal."""
-        if self.hvp is None or self.agrees is not None:
-            return self
+    def product_agrees(self, x: Point, theta: Parameters) -> Bool[Array, ""]:
+        """Whether `hvp` is the product with the Hessian: on a pseudo-random vector, near x and not
+        at it, where they may happen to be equal."""
         x, theta, frozen = tree.stop_gradient((x, theta, self))
         aside = lambda u, draw: u + 0.01 * draw * (1 + jnp.abs(u))
         x, v = jax.tree.map(aside, x, tree.random_like(x, seed=8)), tree.random_like(x, seed=9)
         true = jax.jvp(lambda x: frozen.residual(x, theta), (x,), (v,))[1]
         off = tree.norm(tree.sub(frozen.curvature(x, theta, v), true))
         allowed = jnp.sqrt(jnp.asarray(jnp.finfo(off.dtype).eps, off.dtype)) * tree.norm(true)
-        return eqx.tree_at(
-            lambda p: p.agrees, self, off <= allowed, is_leaf=lambda leaf: leaf is None
-        )
+        return off <= allowed
 
     def is_quadratic(self, x: Point, theta: Parameters) -> bool:
         """Whether ∇²ₓf is the same at every x: as declared, or proved from the program."""
