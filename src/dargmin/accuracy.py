@@ -203,7 +203,10 @@ def _refuse_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def estimation_cost(problem: AbstractProblem, x0: Point) -> Cost:
-    """The Hessian-vector products that estimating a composite problem's step size takes."""
+    """The products that preparing a problem takes: estimating a composite problem's step size, or
+    comparing a product that is given with that of the Hessian."""
+    if isinstance(problem, Objective):
+        return Cost(products=2 if problem.hvp is not None and problem.agrees is None else 0)
     unknown = isinstance(problem, Composite) and problem.step_size is None
     return Cost(products=min(STEP_SIZE_STEPS, tree.size(x0)) if unknown else 0)
 

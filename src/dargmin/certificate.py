@@ -136,7 +136,8 @@ def certify(
     DargminError
         If `throw` and the status is not ok; `.result` is the Certificate."""
     form = _form(tangent, jvp, cotangent, vjp, outer, gradient)
-    x, theta = tree.as_point(x, "x"), tree.as_arrays(theta)
+    x = tree.as_point(x, "x")
+    theta = tree.in_precision_of(x, tree.as_arrays(theta))
     direction, claim = {
         "jvp": (tangent, jvp),
         "vjp": (cotangent, vjp),

@@ -148,6 +148,7 @@ def hypergradient(
     x0 : pytree
         Where the inner solve starts, unless there is a warm start.
     theta : pytree
+        Computed with in the precision of x0; the gradient comes in its own.
     rtol, atol : float
         Work until the estimated error is at most atol + rtol·scale. A gradient that is zero needs
         an `atol`.
@@ -184,6 +185,7 @@ def hypergradient(
     if not jax.tree.leaves(eqx.filter(theta, eqx.is_inexact_array)):
         raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
     goal = make_goal(rtol, atol, steps, x0)
+    given, theta = theta, tree.in_precision_of(x0, theta)
     if mode is None or isinstance(mode, Implicit):
         mode = Implicit() if mode is None else mode
         result = _implicit_hypergradient(
@@ -195,6 +197,8 @@ def hypergradient(
                 f"mode={mode!r} differentiates the iterations of a method: give method= too."
             )
         result = hypergradient_in_mode(outer, problem, x0, theta, goal, method, mode)
+    gradient = tree.in_dtypes_of(given, result.gradient)
+    result = eqx.tree_at(lambda h: h.gradient, result, gradient)
     return raise_if_failed(result, detail=progress(result)) if throw else result
 
 

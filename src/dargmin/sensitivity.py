@@ -103,7 +103,8 @@ def sensitivity(
     ValueError, DargminError
         As in `hypergradient`."""
     check_arguments(problem, method, steps, rtol, atol)
-    x0, theta = tree.as_point(x0), tree.as_arrays(theta)
+    x0 = tree.as_point(x0)
+    theta = tree.in_precision_of(x0, tree.as_arrays(theta))
     tangent, batched = _tangents(tangent, eqx.filter(theta, eqx.is_inexact_array))
     if mode is not None and not isinstance(mode, Implicit):
         raise ValueError(

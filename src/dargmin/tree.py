@@ -23,6 +23,8 @@ __all__ = [
     "dot",
     "dtype",
     "fill",
+    "in_dtypes_of",
+    "in_precision_of",
     "max_norm",
     "norm",
     "random_like",
@@ -110,6 +112,24 @@ def dtype(x: PyTree) -> np.dtype:
         return jnp.result_type(float)
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*leaves)
+
+
+def in_precision_of(x: PyTree, other: Any) -> Any:
+    """`other` with its float32 and float64 arrays in the precision of x, which decides; as it is
+    if x has no one precision of these."""
+    kinds = {leaf.dtype for leaf in jtu.tree_leaves(x)}
+    precisions = {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}
+    if len(kinds) != 1 or not kinds <= precisions:
+        return other
+    (kind,) = kinds
+    convert = lambda leaf: eqx.is_array(leaf) and leaf.dtype in precisions
+    return jtu.tree_map(lambda leaf: leaf.astype(kind) if convert(leaf) else leaf, other)
+
+
+def in_dtypes_of(like: PyTree, x: PyTree) -> PyTree:
+    """x in the dtypes of the floating leaves of `like`."""
+    like = eqx.filter(like, eqx.is_inexact_array)
+    return jtu.tree_map(lambda target, leaf: leaf.astype(target.dtype), like, x)
 
 
 def size(x: PyTree) -> int:

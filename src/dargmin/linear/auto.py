@@ -11,8 +11,9 @@ from dargmin.linear.cg import CG
 from dargmin.linear.dense import BlockDense, Dense
 from dargmin.linear.krylov import GMRES
 from dargmin.linear.lanes import in_every_lane
+from dargmin.linear.matrix import Undetermined
 from dargmin.linear.recycling import Pairs
-from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, samples
+from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, inconsistency, samples
 from dargmin.linear.work import MEDIUM, SMALL
 from dargmin.status import Status, is_ok
 from dargmin.types import LinearMap, Point
@@ -35,7 +36,7 @@ class Auto(AbstractLinearSolver):
     pairs: Pairs | None = None
     blocks: int | None = None
     error: Float[Array, ""] | float | None = None
-    undetermined: Float[Array, ""] | float = 0.0
+    undetermined: Undetermined = 0.0
     lowest: Float[Array, ""] | float | None = None
 
     def solve(
@@ -93,6 +94,6 @@ def trivial(b: Point) -> tuple[Point, LinearInfo]:
     zero = jnp.asarray(0)
     info = LinearInfo(
         Status.ok, jnp.zeros((), kind), jnp.zeros((), kind), jnp.ones((), kind), zero, zero,
-        samples(b, b, b), b, jnp.asarray(jnp.inf, kind),
+        samples(b, b, b), b, jnp.asarray(jnp.inf, kind), slack=inconsistency(kind),
     )  # fmt: skip
     return tree.zeros_like(b), info

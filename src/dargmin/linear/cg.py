@@ -13,6 +13,7 @@ from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
     failure,
+    inconsistency,
     judge,
     samples,
 )
@@ -293,7 +294,7 @@ def _report(
     success = judge(end.size, length, kind, rtol=rtol, largest=end.largest, condition=condition)
     success = success | accurate(error, end.size**2, end.reach**2, length**2, end.low)
     # A null vector p to which b is not orthogonal, beyond rounding.
-    along = jnp.abs(tree.dot(b, end.direction)) > 10 * jnp.sqrt(eps) * tree.norm(end.direction)
+    along = jnp.abs(tree.dot(b, end.direction)) > inconsistency(kind) * tree.norm(end.direction)
     anywhere = tree.random_like(b, seed=5)
     anywhere = anywhere if preconditioner is None else preconditioner(anywhere)
     return LinearInfo(
@@ -314,4 +315,5 @@ def _report(
         null=tree.scale(jnp.where(end.null, 1, 0), end.direction),
         pairs=end.pairs,
         lowest=end.low,
+        slack=inconsistency(kind),
     )

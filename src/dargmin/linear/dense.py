@@ -14,6 +14,7 @@ from dargmin.linear.forming import materialise, materialise_blocks
 from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.matrix import (
     Singular,
+    Undetermined,
     general_scales,
     largest_column,
     singular,
@@ -42,10 +43,12 @@ class Dense(AbstractLinearSolver):
 
     Parameters
     ----------
-    undetermined : float
-        Eigenvalues of a symmetric K below this are taken for zero."""
+    undetermined : float, or `dargmin.linear.matrix.Beside`
+        Where the lowest eigenvalue of a symmetric K is negative, but not more so than this, those
+        below this are zero: at the solution K is positive semidefinite, and beside it not quite.
+        May say instead where K is taken."""
 
-    undetermined: Float[Array, ""] | float = 0.0
+    undetermined: Undetermined = 0.0
 
     def solve(
         self,
@@ -172,4 +175,5 @@ def solve_matrix(
         doubt=samples(x, columns * direction, columns * tree.random_like(b, seed=5)),
         null=found.null,
         lowest=jnp.asarray(jnp.inf, kind),
+        slack=slack,
     )

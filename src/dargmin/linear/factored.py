@@ -10,7 +10,10 @@ from dargmin.cost import Cost
 from dargmin.linear.forming import in_blocks, materialise, materialise_blocks
 from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.matrix import (
+    FLOOR,
+    LARGEST_BAND,
     Spectral,
+    Undetermined,
     largest_column,
     singular_threshold,
     spectral,
@@ -43,8 +46,6 @@ class Factored(AbstractLinearSolver):
 
     Attributes
     ----------
-    scale : array, shape (d,) or (B, d)
-        The diagonal of S.
     found : Spectral, leaves with the leading axis of the blocks
         The factor: W with M = WᵀW where d is small or K₀ was decomposed, else C with S K₀ S = C Cᵀ,
         lower; and what a decomposition found beside it, or zeros.
@@ -55,11 +56,15 @@ class Factored(AbstractLinearSolver):
     slack : array
         How much of b may lie outside the range of a singular K₀."""
 
-    scale: Float[Array, "*blocks d"]
     found: Spectral
     largest: Float[Array, ""]
     singular: Bool[Array, ""]
     slack: Float[Array, ""]
+
+    @property
+    def scale(self) -> Float[Array, "*blocks d"]:
+        """The diagonal of S."""
+        return self.found.scale
 
     @property
     def factor(self) -> Float[Array, "*blocks d d"]:
@@ -93,13 +98,14 @@ class Factored(AbstractLinearSolver):
         del symmetric, preconditioner
         kind, scale = tree.dtype(b), self._join(self.scale, b)
         norm = lambda r: tree.norm(jax.tree.map(jnp.multiply, scale, r))
+        inner = lambda r: norm(self.in_range(r))
         whole = norm(b)
         whole = jnp.where(whole > 0, whole, 1)
         zero, x, r = jnp.asarray(0), tree.zeros_like(b), b
         if start is not None:  # what it has in the null space of K would stay
             x = tree.where(self.singular, x, start)
             r = tree.sub(b, operator(x))
-        begin = _Refined(x, r, norm(r) / whole, zero + int(start is not None), jnp.asarray(True))
+        begin = _Refined(x, r, inner(r) / whole, zero + int(start is not None), jnp.asarray(True))
 
         def unfinished(c: _Refined) -> Bool[Array, ""]:
             small = c.size <= jnp.asarray(rtol, kind)
@@ -108,7 +114,7 @@ class Factored(AbstractLinearSolver):
         def refine(c: _Refined) -> _Refined:
             x = tree.add(c.x, self.inverse(c.residual))
             r = tree.sub(b, operator(x))
-            size = norm(r) / whole
+            size = inner(r) / whole
             better = size < c.size
             return _Refined(
                 x=tree.where(better, x, c.x),
@@ -124,25 +130,25 @@ class Factored(AbstractLinearSolver):
             end.size, length, kind, rtol=rtol, largest=self.largest, condition=self.condition
         )
         # What lies outside the range of a singular K may be rounding of a consistent b.
-        outside = self.singular & ~self.indefinite
-        success = success | (outside & (end.size <= self.slack))
+        outside = norm(tree.sub(end.residual, self.in_range(end.residual))) / whole
+        inconsistent = outside > self.slack
         draws = [tree.random_like(b, seed=seed) for seed in (5, 6)]
+        doubt = [self.inverse(jax.tree.map(jnp.divide, draw, scale)) for draw in draws]
         return end.x, LinearInfo(
             status=failure(
-                success,
+                success & ~inconsistent,
                 finite=jnp.isfinite(end.size + length + self.largest),
                 indefinite=self.indefinite,
-                inconsistent=outside & (end.size > self.slack),
+                inconsistent=inconsistent,
             ),
-            residual=end.size,
+            residual=norm(end.residual) / whole,
             amplification=amplification(length, self.largest, self.condition),
             condition=self.condition,
             products=end.products,
             factorisations=zero,
-            doubt=samples(
-                end.x, *[self.inverse(jax.tree.map(jnp.divide, z, scale)) for z in draws]
-            ),
+            doubt=samples(end.x, *doubt),
             null=self._join(self.found.null, b),
+            slack=self.slack,
             lowest=jnp.asarray(jnp.inf, kind),
         )
 
@@ -150,11 +156,18 @@ class Factored(AbstractLinearSolver):
         """M v."""
         return self._join(self._inverse(self._split(v)), v)
 
+    def in_range(self, v: Point) -> Point:
+        """The part of v in the range of K₀: all of it, if K₀ is regular."""
+        project = lambda: self._join(self._split(v) - self._in_null_space(self._split(v)), v)
+        return jax.lax.cond(self.singular, project, lambda: v)
+
     def descent(self, gradient: Point) -> Point:
         """A direction along which f falls, for K₀ its Hessian: -Mg; along what a singular K₀ does
-        not see, far down the gradient."""
+        not see, far down the gradient, in the units of M."""
         g = self._split(gradient)
-        return self._join(-self._inverse(g) - _times(self.found.flat, g), gradient)
+        flat = self._in_null_space(jnp.square(self.scale) * self._in_null_space(g))
+        far = FLOOR * jnp.where(self.largest > 0, self.largest, 1)
+        return self._join(-self._inverse(g) - flat / far, gradient)
 
     def most_negative(self, like: Point) -> Point:
         """The direction of the most negative curvature of every block, or zeros."""
@@ -171,6 +184,9 @@ class Factored(AbstractLinearSolver):
         return jax.lax.cond(
             self.singular, product, lambda: self.scale * _triangular(self.factor, self.scale * v)
         )
+
+    def _in_null_space(self, v: Float[Array, "*blocks d"]) -> Float[Array, "*blocks d"]:
+        return _times(self.found.basis, _times(self.found.basis.mT, v))
 
     def _split(self, v: Point) -> Float[Array, "*blocks d"]:
         """A pytree as a vector, or as one for each block."""
@@ -197,18 +213,17 @@ def factored(operator: LinearMap, like: Point, blocks: int | None = None) -> Fac
 
 
 def factor_matrix(
-    matrix: Float[Array, "*blocks d d"], undetermined: Float[Array, ""] | float = 0.0
+    matrix: Float[Array, "*blocks d d"], undetermined: Undetermined = 0.0
 ) -> Factored:
     """The factor of a symmetric matrix, or of each of a stack of them.
 
     By Cholesky; where that fails, or the condition number (by power steps with the inverse) is that
-    of rounding, by the spectral decomposition. Eigenvalues below `undetermined` are zero: a Hessian
-    that is taken beside the solution has such of either sign where it has none at the solution."""
+    of rounding, by the spectral decomposition (see `dargmin.linear.matrix.spectral` for what is
+    `undetermined`)."""
     kind, d = matrix.dtype, matrix.shape[-1]
     matrix = (matrix + matrix.mT) / 2
     scale = symmetric_scale(matrix)
     scaled = scale[..., :, None] * matrix * scale[..., None, :]
-    undetermined = jnp.asarray(undetermined, kind) * jnp.max(scale) ** 2
     largest = largest_column(scaled)
     factor = jax.lax.linalg.cholesky(scaled, symmetrize_input=False)
     if d <= SMALL:  # two products are then quicker than two triangular solves
@@ -222,26 +237,24 @@ def factor_matrix(
     conditions = largest * growth
     regular = jnp.all(jnp.isfinite(conditions) & (conditions * singular_threshold(kind, d) < 1))
     finite = jnp.all(jnp.isfinite(largest))
-    decompose = spectral if matrix.ndim == 2 else jax.vmap(spectral, (0, 0, None))
+    decompose = spectral if matrix.ndim == 2 else jax.vmap(spectral, (0, None))
     blank = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(decompose, scaled, scale, undetermined),
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(decompose, matrix, undetermined)
     )
 
     def by_cholesky() -> Spectral:
         ready = factor * scale[..., None, :] if d <= SMALL else factor
-        return blank._replace(factor=ready, condition=conditions)
+        return blank._replace(factor=ready, scale=scale, condition=conditions)
 
     def by_spectrum() -> Spectral:
-        found = decompose(scaled, scale, undetermined)
+        found = decompose(matrix, undetermined)
         return jax.tree.map(lambda new, old: jnp.where(regular, old, new), found, by_cholesky())
 
     # A branch also under vmap: nothing is decomposed that no lane needs, nor while another kernel
     # of LAPACK runs, for which its threads might wait.
     found = jax.lax.cond(in_every_lane(regular | ~finite), by_cholesky, by_spectrum)
-    share = undetermined / jnp.max(jnp.where(largest > 0, largest, 1))
-    slack = inconsistency(kind) + 10 * share
-    return Factored(scale, found, jnp.max(largest), ~regular, slack)
+    slack = inconsistency(kind) + jnp.minimum(jnp.max(found.blur), LARGEST_BAND)
+    return Factored(found, jnp.max(largest), ~regular, slack)
 
 
 def _times(

@@ -14,6 +14,7 @@ from dargmin.linear.solution import (
     LinearInfo,
     amplification,
     failure,
+    inconsistency,
     judge,
     samples,
 )
@@ -297,4 +298,5 @@ def _report(
         doubt=jax.vmap(unravel)(doubt),
         null=tree.zeros_like(like),
         lowest=1 / jnp.maximum(inverse, jnp.finfo(kind).tiny),
+        slack=inconsistency(kind),
     )

@@ -2,11 +2,13 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from dargmin import tree
+from dargmin.types import Point
 
 FLOOR = 1e-3
 """Of an indefinite matrix, and along what a singular one does not see, a direction of descent is
@@ -48,51 +50,119 @@ def general_scales(
     return rows, columns
 
 
+class Beside(eqx.Module):
+    """A Hessian that is taken at x, where the gradient is F, and not at the solution.
+
+    Motions that change nothing have the curvature zero at the solution; beside it, one of the size
+    of ‖F‖ / ‖x‖ and of either sign: from ⟨F(x), Gx⟩ = 0 for all x follows ⟨Gx, ∇²f Gx⟩ =
+    -⟨F, G²x⟩. Points that are the rows of an array are counted from their mean, around which they
+    may turn."""
+
+    F: Float[Array, " d"]
+    x: Float[Array, " d"]
+
+    @classmethod
+    def at(cls, F: Point, x: Point) -> "Beside":
+        center = lambda u: u - jnp.mean(u, axis=0) if u.ndim > 1 and u.shape[0] > 1 else u
+        return cls(tree.ravel(F)[0], tree.ravel(jax.tree.map(center, x))[0])
+
+    def band(self, scale: Float[Array, " d"]) -> Float[Array, ""]:
+        """3 ‖SF‖ / ‖S⁻¹x‖: the same where the unknowns are counted in the units of S."""
+        size = tree.norm(self.x / scale)
+        return jnp.where(size > 0, 3 * tree.norm(scale * self.F) / jnp.where(size > 0, size, 1), 0)
+
+
+Undetermined = Beside | Float[Array, ""] | float
+"""Below which size eigenvalues of K are zero, where some are negative: a curvature, in the units of
+K; or where K was taken."""
+
+LARGEST_BAND = 1e-2
+"""Of the largest eigenvalue: no point is so far from a solution that more may be zero."""
+
+
+def decomposition_scale(
+    matrix: Float[Array, "d d"], undetermined: Undetermined
+) -> Float[Array, " d"]:
+    """The symmetric scale, which takes a coordinate of little curvature for one in large units.
+
+    Where x is known, it is large in large units: with |x_i| / s_i far below the others, the
+    curvature is little, and to raise it would raise what is undetermined with it."""
+    scale = symmetric_scale(matrix)
+    if not isinstance(undetermined, Beside):
+        return scale
+    x = jnp.abs(undetermined.x)
+    typical = jnp.max(x / scale)
+    allowed = 3 * x / jnp.where(typical > 0, typical, 1)
+    limited = jnp.clip(scale, jnp.min(scale), jnp.maximum(allowed, jnp.min(scale)))
+    return jnp.where(typical > 0, 1 / power_of_two(limited), scale)
+
+
 class Spectral(NamedTuple):
     """What the spectral decomposition of a scaled symmetric matrix S K S says.
 
     `factor` is W with K⁺ = WᵀW where K is positive semidefinite, and WᵀW positive definite where it
-    is not; `flat` is a positive multiple of the projection on the null space, in the units of K⁺;
-    `null` a vector in it, and `lowest` the direction of the most negative curvature, or zeros."""
+    is not; `basis` is N with NNᵀ the projection on the null space, which may be turned by the angle
+    `blur`; `null` a vector in it, and `lowest` the direction of the most negative curvature, or
+    zeros; `scale` is the diagonal of S."""
 
     factor: Float[Array, "d d"]
-    flat: Float[Array, "d d"]
+    basis: Float[Array, "d d"]
+    blur: Float[Array, ""]
+    scale: Float[Array, " d"]
     null: Float[Array, " d"]
     lowest: Float[Array, " d"]
     condition: Float[Array, ""]
     indefinite: Bool[Array, ""]
 
 
-def spectral(
-    scaled: Float[Array, "d d"], scale: Float[Array, " d"], undetermined: Float[Array, ""]
-) -> Spectral:
+def spectral(matrix: Float[Array, "d d"], undetermined: Undetermined = 0.0) -> Spectral:
     """The minimum-norm inverse of K from S K S = V Λ Vᵀ.
 
-    Eigenvalues of rounding, or below `undetermined`, are zero: then K⁺ = P S V Λ⁺ Vᵀ S P, with P
-    the orthogonal projection on the range of K, whose complement S V₀ spans."""
-    kind, d = scaled.dtype, scaled.shape[0]
+    Eigenvalues of rounding are zero: then K⁺ = P S V Λ⁺ Vᵀ S P, with P the orthogonal projection on
+    the range of K, whose complement S V₀ spans. Where the lowest is negative beyond rounding, but
+    not beyond what is `undetermined`, all of that size are zero: a positive definite K loses
+    none."""
+    kind, d = matrix.dtype, matrix.shape[0]
+    scale = decomposition_scale(matrix, undetermined)
+    scaled = scale[:, None] * matrix * scale
     finite = jnp.all(jnp.isfinite(scaled))
     values, vectors = jnp.linalg.eigh(jnp.where(finite, scaled, jnp.eye(d, dtype=kind)))
     top = jnp.max(jnp.abs(values))
-    threshold = jnp.maximum(singular_threshold(kind, d) * top, undetermined)
-    indefinite = values[0] < -threshold
-    null = (jnp.abs(values) <= threshold) & ~indefinite
+    rounding = singular_threshold(kind, d) * top
+    if isinstance(undetermined, Beside):
+        band = jnp.broadcast_to(undetermined.band(scale), (d,))
+    else:  # vᵀ(SKS)v = ‖Sv‖² times the curvature of K along Sv
+        squares = jnp.square(scale[:, None] * vectors)
+        band = jnp.asarray(undetermined, kind) * jnp.sum(squares, axis=0)
+    band = jnp.minimum(band, LARGEST_BAND * top)
+    indefinite = jnp.any(values < -jnp.maximum(rounding, band))
+    seen = (values[0] < -rounding) & ~indefinite
+    null = (jnp.abs(values) <= jnp.where(seen, jnp.maximum(band, rounding), rounding)) & ~indefinite
     least = jnp.where(indefinite, FLOOR * top, 0)
     sizes = jnp.maximum(jnp.abs(values), least)
     weights = jnp.where(null | (sizes == 0), 0, 1 / jnp.where(sizes > 0, sizes, 1))
     factor = jnp.sqrt(weights)[:, None] * vectors.T * scale
-    basis = jnp.where(null, scale[:, None] * vectors, 0)
-    gram = basis.T @ basis + jnp.diag((~null).astype(kind))
-    onto = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram), True), basis.T)
+    basis = orthonormal(scale[:, None] * vectors, ~null)
     smallest = jnp.min(jnp.where(null, jnp.inf, jnp.abs(values)))
     return Spectral(
-        factor=factor - (factor @ basis) @ onto,
-        flat=basis @ basis.T / jnp.where(top > 0, FLOOR * top, 1),
+        factor=factor - (factor @ basis) @ basis.T,
+        basis=basis,
+        blur=jnp.where(seen, jnp.max(band) / smallest, 0),
+        scale=scale,
         null=basis @ tree.random_like(values, seed=4),
         lowest=jnp.where(indefinite, scale * vectors[:, 0], 0),
         condition=jnp.maximum(top / smallest, 1),
         indefinite=indefinite & finite,
     )
+
+
+def orthonormal(vectors: Float[Array, "d d"], without: Bool[Array, " d"]) -> Float[Array, "d d"]:
+    """The columns, made orthonormal, and zeros in place of those that are left out."""
+    lengths = jnp.linalg.norm(vectors, axis=0)
+    vectors = jnp.where(without, 0, vectors / jnp.where(lengths > 0, lengths, 1))
+    gram = vectors.T @ vectors + jnp.diag(without.astype(vectors.dtype))
+    cholesky = jnp.linalg.cholesky(gram)
+    return jax.scipy.linalg.solve_triangular(cholesky, vectors.T, lower=True).T
 
 
 class Singular(NamedTuple):
@@ -115,36 +185,32 @@ def singular(
 ) -> Singular:
     """K x = b by diag(r) K diag(c) = U Σ Vᵀ where K is singular.
 
-    By the group inverse: with N and W bases of the null spaces of K and Kᵀ and P = N (WᵀN)⁻¹ Wᵀ, the
-    x with K x = b - P b and P x = 0, without a part that K conserves. For K = I - ∂A it is what
-    iterating x ← A(x) does, whose invariants W are, and for a symmetric K the minimum-norm solution.
-    Where there is no such inverse, the minimum-norm solution is taken."""
+    Of the solutions, the one without a part that K conserves: with orthonormal bases N and W of the
+    null spaces of K and Kᵀ, x = P K⁻P b with P = I - N (WᵀN)⁻¹ Wᵀ (the group inverse). For
+    K = I - ∂A it is what iterating x ← A(x) does, whose invariants W are, and for a symmetric K the
+    minimum-norm solution. Where WᵀN is nearly singular there is no such inverse of moderate size,
+    and the minimum-norm solution (I - NNᵀ) K⁻(I - WWᵀ) b is taken. The same formulas serve Kᵀ, so
+    that both are transposes of each other."""
     kind, d = scaled.dtype, scaled.shape[0]
     finite = jnp.all(jnp.isfinite(scaled))
     left, values, right = jnp.linalg.svd(jnp.where(finite, scaled, jnp.eye(d, dtype=kind)))
     keep = values > singular_threshold(kind, d) * values[0]
-    unit = lambda basis: basis / jnp.maximum(jnp.linalg.norm(basis, axis=0), 1e-300)
-    N = jnp.where(keep, 0, unit(columns[:, None] * right.T))
-    W = jnp.where(keep, 0, unit(rows[:, None] * left))
-    others = jnp.diag(keep.astype(kind))
+    N, W = orthonormal(columns[:, None] * right.T, keep), orthonormal(rows[:, None] * left, keep)
+    rest = jnp.diag(keep.astype(kind))
+    inverse = jnp.linalg.inv(W.T @ N + rest) - rest
+    exists = jnp.linalg.norm(inverse) <= 1e3  # of Kᵀ it is the transpose
+    inverse = jnp.where(exists, inverse, 0)
 
-    def shortest(b: Float[Array, " d"]) -> Float[Array, " d"]:
-        coordinates = jnp.where(keep, left.T @ (rows * b) / jnp.where(keep, values, 1), 0)
-        x = columns * (right.T @ coordinates)
-        return x - N @ jnp.linalg.solve(N.T @ N + others, N.T @ x)
+    def onto(v: Float[Array, " d"], null: Float[Array, "d d"]) -> Float[Array, " d"]:
+        return v - jnp.where(exists, N @ (inverse @ (W.T @ v)), null @ (null.T @ v))
 
-    along_null = lambda v: N @ jnp.linalg.solve(W.T @ N + others, W.T @ v)
-    short, group = shortest(b), shortest(b - along_null(b))
-    group = group - along_null(group)
-    # Where W is nearly orthogonal to N there is no such x of moderate size.
-    exists = tree.norm(group) <= 1e3 * tree.norm(short)
     coordinates = left.T @ (rows * b)
+    inside = left.T @ (rows * onto(b, W))
+    x = columns * (right.T @ jnp.where(keep, inside / jnp.where(keep, values, 1), 0))
     size = tree.norm(coordinates)
     size = jnp.where(size > 0, size, 1)
-    x = jnp.where(exists, group, short)
-    unsolved = coordinates - left.T @ (scaled @ (x / columns))
-    if_group = left.T @ (rows * along_null(b))
-    unsolved = unsolved - jnp.where(exists, if_group, 0)
+    x = onto(x, N)
+    unsolved = inside - left.T @ (scaled @ (x / columns))
     return Singular(
         x=x,
         null=N @ tree.random_like(values, seed=4),

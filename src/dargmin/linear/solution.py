@@ -24,7 +24,8 @@ class LinearInfo(eqx.Module):
     point, as long as x (leaves (2, ...)); `null` is a vector that K maps to zero, where one was
     met, or zeros. `products` counts applications of K, `factorisations` dense ones. `pairs` is
     what the next, similar solve may recycle, where the solver was given some; `lowest` the smallest
-    stretch ‖Kv‖ / ‖v‖ that a Krylov solver met (of M⁻¹K, with a preconditioner), else infinite."""
+    stretch ‖Kv‖ / ‖v‖ that a Krylov solver met (of M⁻¹K, with a preconditioner), else infinite;
+    `slack` how much of b may lie outside the range of a singular K."""
 
     status: Any
     residual: Float[Array, "*batch"]
@@ -36,6 +37,7 @@ class LinearInfo(eqx.Module):
     null: Point
     lowest: Float[Array, "*batch"]
     pairs: Pairs | None = None
+    slack: Float[Array, "*batch"] | None = None
 
     @property
     def error(self) -> Float[Array, "*batch"]:
