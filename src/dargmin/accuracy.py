@@ -37,6 +37,9 @@ from dargmin.types import Parameters, Point
 
 MAX_ROUNDS = 40
 
+FAR_AWAY = 1e6
+"""So many times farther than 1 + ‖x0‖ no minimum is looked for."""
+
 
 class Outcome(eqx.Module):
     """Where the loop ended."""
@@ -112,7 +115,7 @@ def reach(
     )  # fmt: skip
     # With the factor of a constant Hessian there is nothing that a second round could improve.
     end = body(state) if known is not None else _loop(unfinished, body, state)
-    certificate = _certificate(problem, theta, end, goal)
+    certificate = _certificate(problem, theta, end, goal, x0)
     return Outcome(end.x, end.derivative, certificate, end.cost, end.steps)
 
 
@@ -144,17 +147,23 @@ def _rounding_of_residual(
 
 
 def _certificate(
-    problem: AbstractProblem, theta: Parameters, end: State, goal: Goal
+    problem: AbstractProblem, theta: Parameters, end: State, goal: Goal, x0: Point
 ) -> Certificate:
     at_kink = Status.weakly_active if isinstance(problem, Composite) else Status.nonsmooth
     kink = nonsmooth_within(problem, end.x, theta, end.remaining)
     # On a kink no method settles: that is the reason, then.
     kink = kink & (is_ok(end.status) | (end.status == Status.not_converged))
     status = Status.where(kink, at_kink, end.status)
-    status = first_failure(status, accuracy_status(end.error, end.scale, goal.rtol, goal.atol))
+    if isinstance(problem, Objective):  # always downhill, and nowhere near where it began
+        away = tree.norm(end.x) > FAR_AWAY * (1 + tree.norm(x0))
+        fell = (status == Status.not_converged) & away
+        status = Status.where(fell, Status.unbounded, status)
+    # Beside the kink of a prox, the derivative is that of one side; on one of F, it is of none.
+    error = jnp.where(kink & (status == Status.nonsmooth), jnp.inf, end.error)
+    status = first_failure(status, accuracy_status(error, end.scale, goal.rtol, goal.atol))
     return Certificate(
-        error=relative_error(end.error, end.scale),
-        absolute_error=end.error,
+        error=relative_error(error, end.scale),
+        absolute_error=error,
         scale=end.scale,
         status=status,
         residual=end.residual,
@@ -206,7 +215,8 @@ def estimation_cost(problem: AbstractProblem, x0: Point) -> Cost:
     """The products that preparing a problem takes: estimating a composite problem's step size, or
     comparing a product that is given with that of the Hessian."""
     if isinstance(problem, Objective):
-        return Cost(products=2 if problem.hvp is not None and problem.agrees is None else 0)
+        compared = int(problem.hvp is not None and problem.agrees is None)
+        return Cost(gradients=compared, products=compared)
     unknown = isinstance(problem, Composite) and problem.step_size is None
     return Cost(products=min(STEP_SIZE_STEPS, tree.size(x0)) if unknown else 0)
 

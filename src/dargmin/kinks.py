@@ -160,7 +160,11 @@ def _jumps(
         p = probes[point.line]
         p = units * jnp.where(point.fit, jnp.sign(p), p)
         residual = lambda at: tree.ravel(problem.residual(unravel(at), theta))[0]
-        F, slope = jax.jvp(residual, (where,), (p,))
+        if isinstance(problem, Objective):  # symmetric, and f may know no other way than back
+            F, pull = jax.vjp(residual, where)
+            (slope,) = pull(p)
+        else:
+            F, slope = jax.jvp(residual, (where,), (p,))
         better = _balanced(units, slope) if fitted else units
         F, slope = jnp.where(point.fit, 0, jnp.stack([F, slope]))
         return _Seen(

@@ -454,12 +454,7 @@ class Round(eqx.Module):
         if self.newton:
             assert solver is not None
             negative = solver.indefinite & at.settled
-            direction = solver.most_negative(at.x)
-            return jax.lax.cond(
-                in_every_lane(~negative),
-                lambda: stay,
-                lambda: self.leave(s, at, here, direction, negative, stay),
-            )
+            return self.leave(s, solver.most_negative(at.x), negative, stay)
         if not self.looks:
             return stay
         wanted = met & ~s.looked
@@ -474,40 +469,36 @@ class Round(eqx.Module):
                 s.looked | wanted, hidden, nothing, Cost(products=said.products),
             )  # fmt: skip
             negative = wanted & said.negative
-            return self.leave(s, at, here, said.direction, negative, found)
+            return self.leave(s, said.direction, negative, found)
 
         return jax.lax.cond(in_every_lane(~wanted), lambda: stay, opinion)
 
-    def leave(
-        self,
-        s: State,
-        at: Correction,
-        here: Landing | None,
-        direction: Point,
-        negative: Bool[Array, ""],
-        otherwise: Look,
-    ) -> Look:
+    def leave(self, s: State, direction: Point, negative: Bool[Array, ""], look: Look) -> Look:
         """Where there is negative curvature: to a lower point along it, if f knows one."""
-        if self.constant or not isinstance(self.problem, Objective):
-            status = Status.where(negative, Status.not_positive_definite, otherwise.status)
-            looked = otherwise.looked & ~negative
-            return dataclasses.replace(otherwise, status=status, looked=looked)
-        x, fell, trials = escape(self.problem, self.theta, at.x, direction)
-        left = negative & fell & (s.escapes < MAX_ESCAPES)
-        landing = here
-        if here is not None:
-            landing = tree.where(left, Landing.at(self.problem, x, self.theta), here)
-        status = Status.where(left, Status.not_converged, Status.not_positive_definite)
-        return Look(
-            x=tree.where(left, x, otherwise.x),
-            here=landing,
-            status=Status.where(negative, status, otherwise.status),
-            lowest=jnp.where(left, jnp.inf, otherwise.lowest),
-            looked=otherwise.looked & ~negative,
-            new=otherwise.new | left,
-            left=left,
-            cost=otherwise.cost + Cost(gradients=trials),
-        )
+        status = Status.where(negative, Status.not_positive_definite, look.status)
+        look = dataclasses.replace(look, status=status, looked=look.looked & ~negative)
+        problem = self.problem
+        if self.constant or not isinstance(problem, Objective):
+            return look
+
+        def go() -> Look:
+            x, fell, trials = escape(problem, self.theta, look.x, direction)
+            left = negative & fell & (s.escapes < MAX_ESCAPES)
+            here = look.here
+            if here is not None:
+                here = tree.where(left, Landing.at(problem, x, self.theta), here)
+            return Look(
+                x=tree.where(left, x, look.x),
+                here=here,
+                status=Status.where(left, Status.not_converged, status),
+                lowest=jnp.where(left, jnp.inf, look.lowest),
+                looked=look.looked,
+                new=look.new | left,
+                left=left,
+                cost=look.cost + Cost(gradients=jnp.where(negative, trials, 0)),
+            )
+
+        return jax.lax.cond(in_every_lane(~negative), lambda: look, go)
 
     def tightened(
         self, s: State, linear: Float[Array, " k"], scale: Float[Array, " k"]

@@ -40,7 +40,7 @@ def escape(
 def is_degenerate(
     problem: AbstractProblem, x: Point, theta: Parameters, inverse: LinearMap
 ) -> Bool[Array, ""]:
-    """Whether K = ∂ₓF is singular at the solution x because x is a multiple root, by K⁺ = `inverse`.
+    """Whether K = ∂ₓF is singular at the solution x as that is a multiple root; K⁺ is `inverse`.
 
     x is moved by a hundredth along a null vector of K, and corrected by K⁺. Where solutions form a
     curve, or a total is conserved, that leads to another solution; where x is a multiple root, as
@@ -53,7 +53,7 @@ def is_degenerate(
     step = 0.01 * jnp.where(size > 0, size, 1) / jnp.where(length > 0, length, 1)
 
     def correct(state: Any) -> Any:
-        y, Fy, begin, before, count = state
+        y, Fy, begin, _, count = state
         y = tree.sub(y, inverse(Fy))
         now = tree.norm(Fy)
         return y, F(y), jnp.where(count == 0, now, begin), now, count + 1

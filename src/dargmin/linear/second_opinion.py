@@ -91,9 +91,8 @@ def _symmetric(
 
     def attempt(state: Any) -> Any:
         _, weights, _, _, passes = state
-        begin = (
-            tree.scale(size, start), tree.scale(size, z), none, zero, none, zero, jnp.asarray(False),
-        )  # fmt: skip
+        first, no = (tree.scale(size, start), tree.scale(size, z)), jnp.asarray(False)
+        begin = (*first, none, zero, none, zero, no)
         end, (alphas, betas) = jax.lax.scan(step, begin, weights)
         off = betas[:-1]
         values, vectors = jnp.linalg.eigh(jnp.diag(alphas) + jnp.diag(off, 1) + jnp.diag(off, -1))
