@@ -99,7 +99,6 @@ def judge(case: Case, steps: int) -> list[dict]:
         p = dargmin.plan(case.problem, case.x0, case.theta, steps=steps, **options)
         errors = []
         for choice in (p, *p.alternatives):
-            key = str(choice).split("B  ", 1)[-1] if choice is not p else None
             key = f"{type(choice.method).__name__} {choice.note} {choice.mode}"
             if key not in known:
                 known[key] = true_error(case, choice)

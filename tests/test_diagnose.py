@@ -11,6 +11,7 @@ from scenarios import LOGISTIC
 
 import dargmin
 from dargmin import diagnose
+from dargmin.diagnose import settled
 from dargmin.problems import zoo
 
 mpl.use("Agg")
@@ -85,6 +86,16 @@ def test_every_method_is_diagnosed_and_what_theory_does_not_cover_is_said():
     d = diagnose(lasso.problem, dargmin.ProximalGradient(), X0, jnp.asarray(-3.0), steps=30)
     assert "Composite" in d.notes[0]
     assert {remedy.name for remedy in d.remedies} >= {"late start", "warm start", "implicit"}
+
+
+def test_an_estimated_step_size_changes_nothing_else_about_a_composite():
+    def f(x, theta):
+        return jnp.sum((x - theta) ** 2), "what else f returns"
+
+    problem = dargmin.Composite(f, dargmin.prox.l1(0.1), has_aux=True)
+    found = settled(problem, jnp.zeros(2), jnp.ones(2))
+    assert_allclose(found.step, 0.5, rtol=0.1)  # 1/L̂: the estimate of L has a margin
+    assert found.aux(jnp.zeros(2), jnp.ones(2)) == "what else f returns"
 
 
 @pytest.mark.slow

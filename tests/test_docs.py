@@ -12,7 +12,7 @@ import dargmin
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-QUICK = {"index", "theory"}  # the others compile for longer than ten seconds
+QUICK = {"index", "certificates", "theory"}  # the others compile for longer than ten seconds
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 import dargmin
 from dargmin import Implicit, Unrolled, plan
 from dargmin.problems import zoo
+from dargmin.trials import polished_error
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 8)) * np.geomspace(1, 0.1, 8)
@@ -115,6 +116,15 @@ def test_off_the_quadratics_all_that_a_plan_says_was_run_and_what_diverges_is_ca
     )(theta)
     off = np.linalg.norm(chosen - truth) / np.linalg.norm(truth)
     assert_allclose(off, p.predicted_error, rtol=1e-3, atol=1e-8)
+
+
+def test_the_implicit_derivative_at_an_iterate_far_from_the_solution_is_measured():
+    # A Newton correction as long as x_1 itself, which `attach` would refuse: on a quadratic the
+    # derivative at the corrected point is exact.
+    derivative = jnp.asarray(RIDGE.jacobian(np.asarray(THETA)))[None]
+    method, tangent = dargmin.GradientDescent(0.01), jnp.ones(1)
+    error = polished_error(RIDGE.problem, method, RIDGE.x0, THETA, tangent, derivative, 1)
+    assert error < 1e-8
 
 
 def test_a_composite_without_a_step_size_is_planned_for_as_solve_would_run_it():

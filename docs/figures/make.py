@@ -283,7 +283,9 @@ def estimates(instance: zoo.Instance, x: Array, dx: Array) -> tuple[Array, Array
     """What `certify` says of dx, and its distance from the implicit derivative at x itself."""
     one, problem = jnp.ones(()), instance.problem
     seen = dargmin.certify(problem, x, THETA, tangent=one, jvp=dx).absolute_error
-    implicit = jax.jvp(lambda p: dargmin.attach(problem, x, p), (one * THETA,), (one,))[1]
+    prepared = lambda p: dargmin.linear.prepare(problem, x, p)
+    at_x = lambda p: dargmin.Implicit().attach(prepared(p), x, p, throw=False)
+    implicit = jax.jvp(at_x, (one * THETA,), (one,))[1]
     return seen, jnp.linalg.norm(dx - implicit)
 
 

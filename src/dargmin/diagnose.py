@@ -1,5 +1,6 @@
 """diagnose: what unrolling does on this problem, why, and what to do instead."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -127,7 +128,7 @@ def settled(problem: AbstractProblem, x0: Point, theta: Parameters) -> AbstractP
     """The problem with its step size, if it has one, estimated at x0, as `solve` does."""
     if not isinstance(problem, Composite) or problem.step_size is not None:
         return problem
-    return Composite(problem.f, problem.prox, 1 / _smoothness(problem, x0, theta))
+    return dataclasses.replace(problem, step_size=1 / _smoothness(problem, x0, theta))
 
 
 @eqx.filter_jit

@@ -16,7 +16,6 @@ from dargmin.loop import Run, freeze
 from dargmin.methods import AbstractMethod
 from dargmin.modes import Implicit
 from dargmin.problems import AbstractProblem
-from dargmin.solve import attach
 from dargmin.types import Parameters, Point
 
 
@@ -184,12 +183,16 @@ def _implicit(
     problem: AbstractProblem, points: Point, theta: Parameters, tangents: Parameters,
     derivatives: Point, polish: bool,
 ) -> Float[Array, " n"]:  # fmt: skip
-    """The error of the implicit derivative at each of the points."""
+    """The error of the implicit derivative at each of the points, which may be far from x*."""
     dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
 
     def one(x: Point) -> Float[Array, ""]:
         mode = Implicit(polish=polish)
-        at = lambda d: attach(problem, x, eqx.combine(d, static), mode, throw=False)
+
+        def at(dynamic: Parameters) -> Point:
+            theta = eqx.combine(dynamic, static)
+            return mode.attach(prepare(problem, x, theta), x, theta, False)
+
         along = lambda tangent: jax.jvp(at, (dynamic,), (tangent,))[1]
         return _error(jax.vmap(along)(tangents), derivatives)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from dargmin.certificate import certify
 from dargmin.diagnose import diagnose
+from dargmin.linear import prepare
 from dargmin.methods import (
     AbstractMethod,
     Chebyshev,
@@ -22,7 +23,7 @@ from dargmin.methods import (
 )
 from dargmin.modes import AbstractFrozenMode, Implicit, LateStart, Neumann
 from dargmin.problems import AbstractProblem
-from dargmin.solve import attach, solve
+from dargmin.solve import solve
 from dargmin.status import describe
 from dargmin.studies.data import DataSet, did_you_mean, listing
 from dargmin.studies.files import DataError
@@ -239,7 +240,7 @@ def _attached(
     truth: Truth, x: Float[Array, "..."], mode: AbstractFrozenMode
 ) -> Float[Array, "..."]:
     def attached(theta: Float[Array, ""]) -> Float[Array, "..."]:
-        return attach(truth.problem, x, theta, mode, throw=False)
+        return mode.attach(prepare(truth.problem, x, theta), x, theta, False)
 
     return jax.jvp(attached, (truth.theta,), (jnp.ones_like(truth.theta),))[1]
 

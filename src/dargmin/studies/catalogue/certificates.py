@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dargmin.certificate import certify
+from dargmin.linear import prepare
 from dargmin.methods import (
     AbstractMethod,
     Chebyshev,
@@ -18,7 +19,6 @@ from dargmin.methods import (
 )
 from dargmin.modes import Implicit, Neumann
 from dargmin.problems import AbstractProblem, FixedPoint, zoo
-from dargmin.solve import attach
 from dargmin.status import is_ok
 from dargmin.studies.catalogue.common import late_starts
 from dargmin.studies.catalogue.other_maps import Layer
@@ -113,7 +113,7 @@ def _one(family: str, seed: int) -> Frame:
 
 @eqx.filter_jit
 def _attached(problem: AbstractProblem, x: Any, theta: Any, tangent: Any, mode: Any) -> Any:
-    along = lambda theta: attach(problem, x, theta, mode, throw=False)
+    along = lambda theta: mode.attach(prepare(problem, x, theta), x, theta, False)
     return jax.jvp(along, (theta,), (tangent,))[1]
 
 

@@ -67,7 +67,7 @@ def ridge(condition: float, dtype: Any = float) -> tuple[zoo.Instance, Any]:
     return zoo.ridge(X.astype(dtype), y.astype(dtype)), np.asarray(np.log(0.5 / condition), dtype)
 
 
-def setting(case: str) -> tuple[Any, Any, Any, np.ndarray, Sum]:
+def setting(case: str) -> tuple[Any, Any, Any, float, Sum]:
     """Problem, x_0, θ, the true hypergradient, and φ."""
     rng = np.random.default_rng(0)
     if case == "S8":
@@ -77,7 +77,7 @@ def setting(case: str) -> tuple[Any, Any, Any, np.ndarray, Sum]:
             *map(jnp.asarray, (X, y, u)),
         )
         M, inverse = np.vstack([X, np.zeros((3, 8))]), np.linalg.pinv(X)
-        truth = (M @ inverse @ (y + 0.5 * u) - 1) @ M @ inverse @ u
+        truth = float((M @ inverse @ (y + 0.5 * u) - 1) @ M @ inverse @ u)
         return Objective(f), jnp.zeros(8), jnp.asarray(0.5), truth, Sum(jnp.asarray(M))
     if case in ("S2", "S7"):
         X = rng.normal(size=(15, 30)) + rng.normal(size=(15, 1))
@@ -94,7 +94,8 @@ def setting(case: str) -> tuple[Any, Any, Any, np.ndarray, Sum]:
         instance, theta = zoo.logistic(X, labels), np.asarray(-6.0)
     x, jacobian = instance.solution(theta), instance.jacobian(theta)
     outer = Sum(jnp.eye(x.size, dtype=instance.x0.dtype))
-    return instance.problem, instance.x0, jnp.asarray(theta), (x - 1) @ jacobian, outer
+    truth = float((x - 1) @ jacobian)
+    return instance.problem, instance.x0, jnp.asarray(theta), truth, outer
 
 
 def run(case: str) -> Table:

@@ -11,7 +11,6 @@ import pandas as pd
 from dargmin.linear import CG, LinearOptions, prepare, solve_linear
 from dargmin.modes import Neumann
 from dargmin.problems import AbstractProblem
-from dargmin.solve import attach
 from dargmin.studies.catalogue.common import METHODS, fitted, late_starts, relative, start
 from dargmin.studies.charts import points
 from dargmin.studies.runner import (
@@ -77,7 +76,7 @@ def run(problem: str, method: str, budgets: list[int]) -> Table:
 
 @eqx.filter_jit
 def _neumann(problem: AbstractProblem, x: Any, theta: Any, mode: Neumann) -> Any:
-    along = lambda theta: attach(problem, x, theta, mode, throw=False)
+    along = lambda theta: mode.attach(prepare(problem, x, theta), x, theta, False)
     return jax.jvp(along, (theta,), (jnp.ones_like(theta),))[1]
 
 
