@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.cost import Cost
+from dargmin.descent import corrected, newton_step, rounded_step
 from dargmin.linear import (
     CG,
     GMRES,
@@ -25,9 +26,9 @@ from dargmin.linear import (
     solve_linear,
 )
 from dargmin.linear.lanes import in_every_lane
-from dargmin.linear.newton import GAIN, NEAR
+from dargmin.linear.newton import forgiven
 from dargmin.loop import Run, freeze
-from dargmin.methods import Landing, armijo
+from dargmin.methods import Landing
 from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.quantity import (
     AbstractQuantity,
@@ -264,19 +265,14 @@ class Round(eqx.Module):
         return jax.lax.cond(comparing, lambda: as_it_is, go), None
 
     def newton_step(self, s: State, x: Point, solver: Factored) -> tuple[Correction, Landing]:
-        """x - a K⁻¹∇f with the factor at x; where that is indefinite, with |K|."""
+        """A step of Newton's method downhill."""
         assert isinstance(self.problem, Objective)
         here = s.here
         if self.run is not None or here is None:
             here = Landing.at(self.problem, x, self.theta)
-        direction = solver.descent(here.gradient)
-        there = armijo(self.problem, self.theta, here, direction)
-        step = tree.scale(there.size, direction)
-        evaluations = there.trials + int(self.run is not None)
-        at = self.corrected(
-            there.x, there.gradient, here.gradient, step, solver, Status.ok, evaluations, 0
-        )
-        return at, there
+        at, there = newton_step(self.problem, self.theta, here, solver, self.begin)
+        evaluations = at.evaluations + int(self.run is not None)
+        return eqx.tree_at(lambda c: c.evaluations, at, evaluations), there
 
     def one_solve(self, x: Point, solver: Factored) -> Correction:
         """x - K⁻¹F with the factor of a constant K."""
@@ -284,58 +280,15 @@ class Round(eqx.Module):
         options = self.linear(self.first_rtol, self.first_rtol, solver)
         solution = solve_linear(self.problem, x, self.theta, F, options=options)
         x = tree.sub(x, solution.value)
-        gradient, info = self.problem.residual(x, self.theta), solution.info
+        gradient = self.problem.residual(x, self.theta)
+        at = corrected(x, gradient, F, solution.value, solver, self.begin, constant=True)
         # A quadratic whose gradient leaves the range of K falls without end there.
-        unbounded = info.status == Status.inconsistent
-        status = Status.where(unbounded, Status.unbounded, info.status)
-        return self.corrected(x, gradient, F, solution.value, solver, status, 2, info.products)
-
-    def corrected(
-        self,
-        x: Point,
-        F: Point,
-        before: Point,
-        step: Point,
-        solver: Factored,
-        status: Any,
-        evaluations: Any,
-        products: Any,
-    ) -> Correction:
-        """A Newton step to x, where F is, from where F was `before`.
-
-        It is settled if what is left of the way is little, in the units of the factor, or no more
-        than rounding."""
-        residual, initial = tree.norm(F), tree.norm(before)
-        offset = solver.inverse(F)
-        reached, left, went = map(solver.measure, (x, offset, step))
-        close = (left <= NEAR * reached) & (residual <= GAIN * initial)
-        least = self.rounding(solver, reached)
-        stays = (went <= least) & (residual > 0.5 * initial)
-        tiny = 30 * jnp.finfo(residual.dtype).eps * jnp.maximum(reached, solver.measure(self.begin))
-        # No step at all, as a line search may take at a kink, settles nothing.
-        still = (stays | (went <= tiny)) & (left <= jnp.maximum(NEAR * reached, tiny))
-        settled = close | still | (self.constant & (left <= least)) | (initial == 0)
-        return Correction(
-            x=x,
-            residual=residual,
-            distance=tree.norm(step),
-            offset=offset,
-            settled=settled & jnp.isfinite(initial) & jnp.isfinite(residual),
-            condition=solver.condition,
-            status=Status.where(jnp.isfinite(initial), status, Status.nonfinite),
-            evaluations=jnp.asarray(evaluations),
-            products=jnp.asarray(products),
-            factorisations=jnp.asarray(0),
-            remaining=tree.norm(offset),
-        )
-
-    def rounding(self, solver: Factored, reached: Float[Array, ""]) -> Float[Array, ""]:
-        """What rounding leaves of a Newton step: 30 εκ of x̂, and 30 ε of where it began, which in
-        a quadratic counts as much."""
-        eps = jnp.asarray(jnp.finfo(reached.dtype).eps, reached.dtype)
-        share = jnp.minimum(30 * eps * solver.condition, 0.1 * NEAR)
-        begin = solver.measure(self.begin)
-        return jnp.maximum(share * reached, (share if self.constant else 30 * eps) * begin)
+        status = forgiven(solution, self.begin)
+        status = Status.where(status == Status.inconsistent, Status.unbounded, status)
+        return eqx.tree_at(
+            lambda c: (c.status, c.evaluations, c.products), at,
+            (first_failure(at.status, status), jnp.asarray(2), solution.info.products),
+        )  # fmt: skip
 
     def linear(
         self,
@@ -373,7 +326,7 @@ class Round(eqx.Module):
         # From here, one more step squares the distance: the derivative there is compared with this.
         assert solver is not None
         reached, left = solver.measure(at.x), solver.measure(at.offset)
-        close = 0.1 * jnp.sqrt(self.goal.rtol) * reached + self.rounding(solver, reached)
+        close = 0.1 * jnp.sqrt(self.goal.rtol) * reached + rounded_step(solver, reached, self.begin)
         near = at.settled & (left <= close) & ~solver.indefinite
         inf = jnp.full_like(s.error, jnp.inf)
         return jax.lax.cond(

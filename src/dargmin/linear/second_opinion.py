@@ -55,8 +55,10 @@ def second_opinion(
 def hides(problem: AbstractProblem, x: Point, options: LinearOptions) -> bool:
     """Whether there may be directions that the right-hand sides hide from the linear solver: it
     may be a Krylov method."""
-    direct = isinstance(options.solver, Dense | BlockDense)
-    small = options.solver is None and tree.size(x) <= SMALL * (options.blocks or 1)
+    solver = options.solver
+    direct = isinstance(solver, Dense | BlockDense)
+    chosen = solver is not None and not isinstance(solver, Auto)
+    small = not chosen and tree.size(x) <= SMALL * (options.blocks or 1)
     return not (direct or small or tree.size(x) == 0)
 
 
