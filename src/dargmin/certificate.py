@@ -274,7 +274,7 @@ FAR = 100
 
 def _near(dtype: Any) -> float:
     """How close x̂ has to be, relative to ‖x̂‖, for a derivative there to be the reference."""
-    return 1e-8 if jnp.finfo(dtype).eps < 1e-10 else 1e-4
+    return 1e-8 if jnp.finfo(dtype).eps < 1e-10 else 3e-6
 
 
 def rounding_error(x: Point, condition: Float[Array, ""]) -> Float[Array, ""]:
