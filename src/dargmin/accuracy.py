@@ -23,8 +23,9 @@ from dargmin.certificate import (
 )
 from dargmin.cost import Cost
 from dargmin.kinks import nonsmooth_within
-from dargmin.linear import LinearOptions, factored, hides
+from dargmin.linear import LinearOptions, factored
 from dargmin.linear.lanczos import STEP_SIZE_STEPS
+from dargmin.linear.second_opinion import hides
 from dargmin.linear.solution import default_rtol
 from dargmin.loop import Run
 from dargmin.methods import Landing
@@ -100,7 +101,9 @@ def reach(
     solver_options = body.linear(first_rtol, first_rtol, known, jnp.asarray(jnp.inf, kind))
     blank = _blank(quantity, problem, x0, theta, start, solver_options)
     worth = jnp.broadcast_to(jnp.asarray(amplification, kind), blank.amplification.shape)
-    blank = eqx.tree_at(lambda d: d.amplification, blank, worth)
+    blank = eqx.tree_at(
+        lambda d: (d.amplification, d.lowest), blank, (worth, jnp.asarray(jnp.inf, kind))
+    )
     infinite = jnp.full(blank.implicit.shape, jnp.inf, kind)
     gap = _first_gap(problem, goal, newton)
     zero = jnp.asarray(0)

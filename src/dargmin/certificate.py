@@ -21,14 +21,13 @@ from dargmin.linear import (
     Auto,
     Correction,
     LinearOptions,
-    hides,
     newton_correction,
     prepare,
-    second_opinion,
     solve_linear,
 )
 from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.matrix import Beside
+from dargmin.linear.second_opinion import hides, second_opinion
 from dargmin.linear.solution import LinearInfo, default_rtol, inconsistency
 from dargmin.linear.work import SMALL
 from dargmin.loop import Run, freeze

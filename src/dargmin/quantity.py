@@ -27,7 +27,7 @@ TRIES = 3
 LUCK = (10.0, 4.0, 2.0)
 """By how much the worst of one, two and three of them is enlarged."""
 
-LARGE = 2**16
+LARGE = 2**12
 """Arrays of data that are larger are not moved: what rounds in the sums over them shows anyway."""
 
 

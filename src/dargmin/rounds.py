@@ -22,11 +22,12 @@ from dargmin.linear import (
     jacobi,
     newton_correction,
     scaling,
-    second_opinion,
     solve_linear,
 )
+from dargmin.linear.cg import SPREAD
 from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.newton import forgiven
+from dargmin.linear.second_opinion import second_opinion
 from dargmin.loop import Run, freeze
 from dargmin.methods import Landing
 from dargmin.problems import AbstractProblem, Composite, Objective
@@ -415,7 +416,7 @@ class Round(eqx.Module):
         def opinion() -> Look:
             said = second_opinion(self.problem, at.x, self.theta, self.options)
             known = jnp.minimum(lowest, s.lowest)
-            hidden = wanted & (said.lowest < 0.5 * known) & ~said.negative
+            hidden = wanted & (SPREAD * said.lowest < known) & ~said.negative
             found = Look(
                 at.x, here, Status.where(hidden, Status.accuracy_not_reached, Status.ok),
                 jnp.where(wanted, jnp.minimum(said.lowest, s.lowest), s.lowest),
@@ -466,6 +467,6 @@ class Round(eqx.Module):
 
 def _remember(found: Derivative, before: Derivative) -> Derivative:
     """A solve that starts where the last one ended takes few steps, and learns little of K."""
-    where = lambda d: (d.amplification, d.condition)
-    known = jax.tree.map(jnp.maximum, where(found), where(before))
-    return eqx.tree_at(where, found, known)
+    where = lambda d: (d.amplification, d.condition, d.lowest)
+    larger = jax.tree.map(jnp.maximum, where(found)[:2], where(before)[:2])
+    return eqx.tree_at(where, found, (*larger, jnp.minimum(found.lowest, before.lowest)))

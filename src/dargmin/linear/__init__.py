@@ -9,7 +9,6 @@ from dargmin.linear.lanczos import lanczos, largest_eigenvalue
 from dargmin.linear.newton import Correction, newton_correction
 from dargmin.linear.recycling import Pairs
 from dargmin.linear.scaling import jacobi, scaling
-from dargmin.linear.second_opinion import SecondOpinion, hides, second_opinion
 from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
 from dargmin.linear.spectrum import (
     Contraction,
@@ -42,20 +41,17 @@ __all__ = [
     "LinearOptions",
     "LinearSolution",
     "Pairs",
-    "SecondOpinion",
     "Spectrum",
     "contraction",
     "factored",
     "forming_pays",
     "hessian_spectrum",
-    "hides",
     "jacobi",
     "lanczos",
     "largest_eigenvalue",
     "newton_correction",
     "prepare",
     "scaling",
-    "second_opinion",
     "smoothness",
     "solve_linear",
     "solve_linear_differentiably",

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dargmin import tree
 from dargmin.linear.solution import rounding
 from dargmin.linear.system import LinearOptions, LinearSolution, solve_linear
-from dargmin.problems import AbstractProblem
+from dargmin.problems import AbstractProblem, Composite
 from dargmin.status import Status, is_ok
 from dargmin.types import Parameters, Point
 
@@ -94,6 +94,8 @@ def newton_correction(
     problem, x, theta = tree.stop_gradient((problem, x, theta))
     F = problem.residual(x, theta)
     initial, begin = tree.norm(F), tree.norm(x)
+    if isinstance(problem, Composite):  # a prox that gives zero rounds with what it is given
+        begin = jnp.maximum(begin, tree.norm(problem.forward(x, theta)))
     kind, zero = initial.dtype, jnp.asarray(0)
     one = jnp.ones((), kind)
 
