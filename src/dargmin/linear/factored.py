@@ -49,6 +49,8 @@ class Factored(AbstractLinearSolver):
     found : Spectral, leaves with the leading axis of the blocks
         The factor: W with M = WᵀW where d is small or K₀ was decomposed, else C with S K₀ S = C Cᵀ,
         lower; and what a decomposition found beside it, or zeros.
+    errors : pair of arrays, shape (d,) or (B, d)
+        Where errors of a solution may point: M times something random, and that once more.
     largest : array
         An estimate of ‖S K₀ S‖.
     singular : bool array
@@ -57,6 +59,7 @@ class Factored(AbstractLinearSolver):
         How much of b may lie outside the range of a singular K₀."""
 
     found: Spectral
+    errors: tuple[Float[Array, "*blocks d"], Float[Array, "*blocks d"]]
     largest: Float[Array, ""]
     singular: Bool[Array, ""]
     slack: Float[Array, ""]
@@ -132,8 +135,6 @@ class Factored(AbstractLinearSolver):
         # What lies outside the range of a singular K may be rounding of a consistent b.
         outside = norm(tree.sub(end.residual, self.in_range(end.residual))) / whole
         inconsistent = outside > self.slack
-        draws = [tree.random_like(b, seed=seed) for seed in (5, 6)]
-        doubt = [self.inverse(jax.tree.map(jnp.divide, draw, scale)) for draw in draws]
         return end.x, LinearInfo(
             status=failure(
                 success & ~inconsistent,
@@ -146,7 +147,7 @@ class Factored(AbstractLinearSolver):
             condition=self.condition,
             products=end.products,
             factorisations=zero,
-            doubt=samples(end.x, *doubt),
+            doubt=samples(end.x, *(self._join(error, b) for error in self.errors)),
             null=self._join(self.found.null, b),
             slack=self.slack,
             lowest=jnp.asarray(jnp.inf, kind),
@@ -232,8 +233,10 @@ def factor_matrix(
         inverse = lambda v: _times(factor.mT, _times(factor, v))
     else:
         inverse = lambda v: _triangular(factor, v)
-    once = inverse(tree.random_like(scale))
-    growth = jnp.linalg.norm(inverse(once), axis=-1) / jnp.linalg.norm(once, axis=-1)
+    start = tree.random_like(scale)
+    once = inverse(start)
+    slow = inverse(once)
+    growth = jnp.linalg.norm(slow, axis=-1) / jnp.linalg.norm(once, axis=-1)
     conditions = largest * growth
     regular = jnp.all(jnp.isfinite(conditions) & (conditions * singular_threshold(kind, d) < 1))
     finite = jnp.all(jnp.isfinite(largest))
@@ -242,19 +245,23 @@ def factor_matrix(
         lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(decompose, matrix, undetermined)
     )
 
-    def by_cholesky() -> Spectral:
+    def by_cholesky() -> tuple[Spectral, tuple]:
         ready = factor * scale[..., None, :] if d <= SMALL else factor
-        return blank._replace(factor=ready, scale=scale, condition=conditions)
+        errors = (scale * once, scale * slow)
+        return blank._replace(factor=ready, scale=scale, condition=conditions), errors
 
-    def by_spectrum() -> Spectral:
+    def by_spectrum() -> tuple[Spectral, tuple]:
         found = decompose(matrix, undetermined)
-        return jax.tree.map(lambda new, old: jnp.where(regular, old, new), found, by_cholesky())
+        product = lambda v: _times(found.factor.mT, _times(found.factor, v))
+        errors = product(start / scale), product(tree.random_like(scale, seed=5) / scale)
+        choose = lambda new, old: jnp.where(regular, old, new)
+        return jax.tree.map(choose, (found, errors), by_cholesky())
 
     # A branch also under vmap: nothing is decomposed that no lane needs, nor while another kernel
     # of LAPACK runs, for which its threads might wait.
-    found = jax.lax.cond(in_every_lane(regular | ~finite), by_cholesky, by_spectrum)
+    found, errors = jax.lax.cond(in_every_lane(regular | ~finite), by_cholesky, by_spectrum)
     slack = inconsistency(kind) + jnp.minimum(jnp.max(found.blur), LARGEST_BAND)
-    return Factored(found, jnp.max(largest), ~regular, slack)
+    return Factored(found, errors, jnp.max(largest), ~regular, slack)
 
 
 def _times(
