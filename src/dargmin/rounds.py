@@ -189,9 +189,11 @@ class Round(eqx.Module):
             scale=scale,
             taken=(s.taken | taken) & ~look.left,
             remaining=at.remaining,
-            # Where Newton's method did not settle, the inner solve has to come closer first.
+            # Where Newton's method did not settle, the inner solve has to come closer first: F is
+            # not rounding there yet, as it would have been where it all began.
             tol=jnp.where(
-                at.settled, s.tol, jnp.maximum(GAP * jnp.minimum(s.tol, at.residual), self.floor)
+                at.settled, s.tol,
+                jnp.maximum(GAP * jnp.minimum(s.tol, at.residual), 0.01 * self.floor),
             ),
             linear_rtol=jnp.where(comparing, s.linear_rtol, self.tightened(s, linear, scale)),
             status=status,
@@ -319,6 +321,11 @@ class Round(eqx.Module):
             found = self.quantity(self.problem, at.x, self.theta, s.derivative.unknown, options)
             found = _remember(found, s.derivative)
             found = self.regular(at.x, found, options, solver)
+            # A residual that stays above its tolerance is an error that is estimated, too.
+            rough = jnp.all(found.amplification * found.residual < 1)
+            rough = rough & (found.status == Status.linear_solve_failed)
+            status = Status.where(rough, Status.ok, found.status)
+            found = dataclasses.replace(found, status=status)
             error, linear, cost = self.estimate(s, at, found, solver)
             return found, error, linear, found.cost + cost, jnp.asarray(True)
 

@@ -81,6 +81,9 @@ class CG(AbstractLinearSolver):
         limit = 10 * tree.size(b) if self.max_steps is None else self.max_steps
         x = tree.zeros_like(b) if start is None else start
         r = b if start is None else tree.sub(b, operator(start))
+        if start is not None:  # worse than none
+            near = tree.norm(r) < tree.norm(b)
+            x, r = tree.where(near, x, tree.zeros_like(b)), tree.where(near, r, b)
         if self.pairs is not None:
             preconditioner = self.pairs.preconditioner(b, preconditioner)
         zero = jnp.zeros((), kind)
