@@ -154,8 +154,9 @@ def _certificate(
 ) -> Certificate:
     at_kink = Status.weakly_active if isinstance(problem, Composite) else Status.nonsmooth
     kink = nonsmooth_within(problem, end.x, theta, end.remaining)
-    # On a kink no method settles: that is the reason, then.
-    kink = kink & (is_ok(end.status) | (end.status == Status.not_converged))
+    # On a kink of F no method settles: that is the reason, then.
+    stuck = (end.status == Status.not_converged) & (end.steps < goal.steps)
+    kink = kink & (is_ok(end.status) | (stuck & (not isinstance(problem, Composite))))
     status = Status.where(kink, at_kink, end.status)
     if isinstance(problem, Objective):  # always downhill, and nowhere near where it began
         away = tree.norm(end.x) > FAR_AWAY * (1 + tree.norm(x0))

@@ -28,7 +28,7 @@ from dargmin.linear import (
 from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.matrix import Beside
 from dargmin.linear.second_opinion import hides, second_opinion
-from dargmin.linear.solution import LinearInfo, default_rtol, inconsistency
+from dargmin.linear.solution import LinearInfo, default_rtol, inconsistency, rounding
 from dargmin.linear.work import SMALL
 from dargmin.loop import Run, freeze
 from dargmin.methods import ProximalGradient
@@ -204,10 +204,14 @@ def _certify(
         saddle = Status.where(said.negative, Status.not_positive_definite, Status.ok)
         status = first_failure(status, saddle)
     status = first_failure(status, _degenerate(problem, at.x, theta, info, options))
+    condition = jnp.maximum(at.condition, info.condition)
+    blind = jnp.isinf(info.lowest) & (rounding(kind, condition) > BLIND)
+    blind = Status.where(blind, Status.linear_solve_failed, Status.ok)
+    status = first_failure(status, blind)
     usable = is_ok(status) | (status == Status.weakly_active)
     measure = (lambda t: jax.tree.map(tree.norm, t)) if per_leaf else tree.norm
     scale = measure(reference)
-    floor = rounding_error(x, jnp.maximum(at.condition, info.condition))
+    floor = rounding_error(x, condition)
 
     def estimated(error: Array, scale: Array) -> Array:
         least = (floor * scale + shared).astype(scale.dtype)
@@ -266,6 +270,10 @@ def settle(
     at, _, _ = jax.lax.while_loop(unsettled, attempt, first)
     return eqx.tree_at(lambda c: c.distance, at, tree.norm(tree.sub(at.x, x)))
 
+
+BLIND = 0.007
+"""From εκ = this on, by an estimate of κ that may be ten times too small, no digits are left for an
+estimate to be taken from."""
 
 FAR = 100
 """Newton steps that a point far from a solution gets: of e^x, each comes nearer by one."""

@@ -9,11 +9,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
 from dargmin.linear import Correction, Factored, factored
+from dargmin.linear.matrix import Beside
 from dargmin.linear.newton import GAIN, NEAR
 from dargmin.methods import Landing, armijo
 from dargmin.problems import Objective
 from dargmin.status import Status
 from dargmin.types import Parameters, Point
+
+
+def factor_beside(
+    problem: Objective, here: Landing, theta: Parameters, blocks: int | None = None
+) -> Factored:
+    """The factor of the Hessian at a point that is no solution yet: motions that change nothing
+    may have some curvature there."""
+    operator = problem.linear_system(here.x, theta).operator
+    if blocks is not None:
+        return factored(operator, here.x, blocks)
+    return factored(operator, here.x, undetermined=Beside.at(here.gradient, here.x))
 
 
 def newton_step(
@@ -24,7 +36,13 @@ def newton_step(
     there = armijo(problem, theta, here, direction)
     step = tree.scale(there.size, direction)
     at = corrected(there.x, there.gradient, here.gradient, step, solver, begin)
-    return eqx.tree_at(lambda c: c.evaluations, at, there.trials), there
+    # Outside the domain of f its gradient may be finite: log x for a negative x.
+    outside = ~jnp.isfinite(there.value)
+    status = Status.where(outside, Status.nonfinite, at.status)
+    return eqx.tree_at(
+        lambda c: (c.evaluations, c.status, c.settled), at,
+        (there.trials, status, at.settled & ~outside),
+    ), there  # fmt: skip
 
 
 def corrected(
@@ -97,7 +115,7 @@ def descend(
 
     def body(state: _Descent) -> _Descent:
         now = state.here
-        solver = factored(problem.linear_system(now.x, theta).operator, x)
+        solver = factor_beside(problem, now, theta)
         at, there = newton_step(problem, theta, now, solver, x)
         reached = solver.measure(at.x)
         left = solver.measure(at.offset)

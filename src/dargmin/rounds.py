@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dargmin import tree
+from dargmin.certificate import BLIND
 from dargmin.cost import Cost
-from dargmin.descent import corrected, newton_step, rounded_step
+from dargmin.descent import corrected, factor_beside, newton_step, rounded_step
 from dargmin.linear import (
     CG,
     GMRES,
@@ -18,7 +19,6 @@ from dargmin.linear import (
     Correction,
     Factored,
     LinearOptions,
-    factored,
     jacobi,
     newton_correction,
     scaling,
@@ -28,6 +28,7 @@ from dargmin.linear.cg import SPREAD
 from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.newton import forgiven
 from dargmin.linear.second_opinion import second_opinion
+from dargmin.linear.solution import rounding as rounding_of
 from dargmin.loop import Run, freeze
 from dargmin.methods import Landing
 from dargmin.problems import AbstractProblem, Composite, Objective
@@ -146,11 +147,14 @@ class Round(eqx.Module):
 
     def __call__(self, s: State) -> State:
         x, residual, steps, cost = self.inner(s)
-        solver = self.known
+        solver, here = self.known, None
         if self.newton:
-            solver = factored(
-                self.problem.linear_system(x, self.theta).operator, x, self.options.blocks
-            )
+            assert isinstance(self.problem, Objective)
+            here = s.here
+            if self.run is not None or here is None:
+                here = Landing.at(self.problem, x, self.theta)
+                cost = cost + Cost(gradients=1)
+            solver = factor_beside(self.problem, here, self.theta, self.options.blocks)
             cost, steps = cost + solver.cost, steps + 1
         comparing = self.compares(s, residual)
         work = self
@@ -158,7 +162,7 @@ class Round(eqx.Module):
             diagonal = scaling(self.problem, x, self.theta)
             if diagonal is not None:
                 work, cost = self.scaled(diagonal), cost + Cost(products=1)
-        at, here = work.correct(s, x, residual, comparing, solver)
+        at, here = work.correct(s, x, here, residual, comparing, solver)
         found, error, linear, checked, taken = work.evaluate(s, at, comparing, solver)
         scale = norms(found.value)
         unsettled = Status.where(at.settled, Status.ok, Status.not_converged)
@@ -192,7 +196,8 @@ class Round(eqx.Module):
             # Where Newton's method did not settle, the inner solve has to come closer first: F is
             # not rounding there yet, as it would have been where it all began.
             tol=jnp.where(
-                at.settled, s.tol,
+                at.settled,
+                s.tol,
                 jnp.maximum(GAP * jnp.minimum(s.tol, at.residual), 0.01 * self.floor),
             ),
             linear_rtol=jnp.where(comparing, s.linear_rtol, self.tightened(s, linear, scale)),
@@ -240,6 +245,7 @@ class Round(eqx.Module):
         self,
         s: State,
         x: Point,
+        here: Landing | None,
         residual: Float[Array, ""],
         comparing: Bool[Array, ""],
         solver: Factored | None,
@@ -247,8 +253,9 @@ class Round(eqx.Module):
         """x̂. On a quadratic, the first correction is the solution, and the next only measures how
         far it is from it; elsewhere, all are as exact as the square of the error is worth."""
         if self.newton:
-            assert solver is not None
-            return self.newton_step(s, x, solver)
+            assert solver is not None and here is not None
+            assert isinstance(self.problem, Objective)
+            return newton_step(self.problem, self.theta, here, solver, self.begin)
         if solver is not None:
             return self.one_solve(x, solver), None
         error = jnp.clip(self.goal.rtol, 1e-4, 1e-3)
@@ -266,16 +273,6 @@ class Round(eqx.Module):
             return go(), None
         as_it_is = Correction.none(x, residual, settled=True)
         return jax.lax.cond(comparing, lambda: as_it_is, go), None
-
-    def newton_step(self, s: State, x: Point, solver: Factored) -> tuple[Correction, Landing]:
-        """A step of Newton's method downhill."""
-        assert isinstance(self.problem, Objective)
-        here = s.here
-        if self.run is not None or here is None:
-            here = Landing.at(self.problem, x, self.theta)
-        at, there = newton_step(self.problem, self.theta, here, solver, self.begin)
-        evaluations = at.evaluations + int(self.run is not None)
-        return eqx.tree_at(lambda c: c.evaluations, at, evaluations), there
 
     def one_solve(self, x: Point, solver: Factored) -> Correction:
         """x - K⁻¹F with the factor of a constant K."""
@@ -336,6 +333,9 @@ class Round(eqx.Module):
         reached, left = solver.measure(at.x), solver.measure(at.offset)
         close = 0.1 * jnp.sqrt(self.goal.rtol) * reached + rounded_step(solver, reached, self.begin)
         near = at.settled & (left <= close) & ~solver.indefinite
+        # What K does not see turns with x: of a singular K the factor has to be that at x̂.
+        turned = 0.01 * self.goal.rtol * tree.norm(at.x) + rounded_step(solver, reached, self.begin)
+        near = near & (~solver.singular | (at.distance <= turned))
         inf = jnp.full_like(s.error, jnp.inf)
         return jax.lax.cond(
             near, there, lambda: (s.derivative, inf, 0 * s.scale, Cost(), jnp.asarray(False))
@@ -369,7 +369,10 @@ class Round(eqx.Module):
         first round has the solution, but for rounding, which is looked at in any case, once nothing
         else stands in the way."""
         linear = allowed_error(found)
+        # With no correct digits left, what is computed is no guide to what is not.
         change, comparable = jnp.zeros_like(linear), at.settled & is_ok(at.status)
+        if solver is not None:
+            comparable = comparable & (rounding_of(linear.dtype, solver.condition) <= BLIND)
         if self.known is None:
             change = norms(tree.sub(found.value, s.derivative.value))
             if isinstance(self.problem, Objective | Composite) and not self.constant:

@@ -205,11 +205,13 @@ class _Refined(eqx.Module):
     falling: Bool[Array, ""]
 
 
-def factored(operator: LinearMap, like: Point, blocks: int | None = None) -> Factored:
+def factored(
+    operator: LinearMap, like: Point, blocks: int | None = None, undetermined: Undetermined = 0.0
+) -> Factored:
     """Form a symmetric operator by d batched products, and factor it; or each of its blocks, of
     size d, where it is block diagonal in the first axis of all leaves."""
     if blocks is None:
-        return factor_matrix(materialise(operator, like))
+        return factor_matrix(materialise(operator, like), undetermined)
     return factor_matrix(materialise_blocks(operator, like, blocks))
 
 
