@@ -165,8 +165,10 @@ def _certificate(
     # Beside the kink of a prox, the derivative is that of one side; on one of F, it is of none.
     error = jnp.where(kink & (status == Status.nonsmooth), jnp.inf, end.error)
     status = first_failure(status, accuracy_status(error, end.scale, goal.rtol, goal.atol))
+    known_zero = (end.scale == 0) & jnp.isfinite(error)
     return Certificate(
-        error=relative_error(error, end.scale),
+        # Zero, and known to be at most `error`, is wrong by all of what is right.
+        error=jnp.minimum(relative_error(error, end.scale), jnp.where(known_zero, 1, jnp.inf)),
         absolute_error=error,
         scale=end.scale,
         status=status,
