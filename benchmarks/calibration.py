@@ -1,11 +1,12 @@
 """How far the error estimates are from the true errors: writes calibration.md, .csv and _worst.csv.
 
-    python benchmarks/calibration.py [--out DIR] [--quick]
+    python benchmarks/calibration.py [--out DIR] [--quick] [--only promise | curse]
 
 Two questions. What does `certify` say of derivatives that come from elsewhere: unrolled, or
 implicit at a point that has not converged? And do `hypergradient` and `sensitivity` keep their
-promise, on derivatives of their own? The problems and their exact answers are those of
-calibration_cases.py."""
+promise, on derivatives of their own? They are asked twice: on the many kinds of problems of
+calibration_families.py, by calibration_promise.py; and along the iterations of quadratic and linear
+models, where the curse is (calibration_cases.py)."""
 
 import argparse
 import itertools
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from calibration_cases import Case, Outer, cases
+from calibration_promise import promise_rows
 from calibration_report import report
 
 import dargmin
@@ -37,24 +39,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--quick", action="store_true", help="a tenth of the cases, to try it out")
+    parser.add_argument("--only", choices=("promise", "curse"), help="one half of it")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     certified: list[Row] = []
     own: list[Row] = []
     rng = np.random.default_rng(0)
-    for dtype in (np.float64, np.float32):
+    promise: tuple[list[Row], list[Row]] = [], []
+    if arguments.only != "curse":
+        promise = promise_rows(arguments.quick, progress)
+    for dtype in (np.float64, np.float32) if arguments.only != "promise" else ():
         for case in progress(list(cases(dtype, arguments.quick)), np.dtype(dtype).name):
             certified += certify_rows(case, rng)
             own += own_rows(case, rng)
     command = "python benchmarks/calibration.py" + (" --quick" if arguments.quick else "")
-    report(arguments.out, command, certified, own)
-    print(f"{len(certified)} + {len(own)} estimates in {time.perf_counter() - begin:.0f} s")
+    command += f" --only {arguments.only}" if arguments.only else ""
+    report(arguments.out, command, certified, own, *promise)
+    counts = [len(certified) + len(promise[0]), len(own) + len(promise[1])]
+    print(f"{counts[0]} + {counts[1]} estimates in {time.perf_counter() - begin:.0f} s")
 
 
-def progress(items: list[Case], name: str) -> Iterator[Case]:
+def progress(items: list[Any], name: str) -> Iterator[Any]:
     for i, item in enumerate(items):
-        print(f"\r{name}: {i + 1}/{len(items)} {item.family:<20}", end="", file=sys.stderr)
+        what = getattr(item, "family", None) or item.name
+        print(f"\r{name}: {i + 1}/{len(items)} {what:<30}", end="", file=sys.stderr, flush=True)
         yield item
     print(file=sys.stderr)
 

@@ -23,30 +23,193 @@ RULES = """\
   where ∇φ is what a cancellation leaves, and with 100 steps of a first-order method, which are
   often too few, a status that says so is the right answer."""
 
+PROMISE_RULES = """\
+- Silent: `ok`, and the true relative error above three times the `rtol` that was asked for, or no
+  minimum there. Not covered: `ok`, and above three times the estimate.
+- Finite wrong: not `ok`, a finite derivative, and its true error above three times its estimate.
+  Here, and for what is not covered, the truth is known to its rounding error and 1e-9.
+- Refused: not `ok`, though the derivative that came with it is as accurate as was asked. Not
+  reached: any other that is not `ok`. Both count only what the precision allows: ten times the
+  rounding error is below `rtol`. The rounding error of a derivative is what it changes by when
+  every input is moved by one ε (the larger of two random moves), or ε·κ if that is more, with κ the
+  condition number of the Hessian in units in which its diagonal is 1 (fixed points and composite
+  problems: of 1 - ∂T).
+- `certify` is given the exact derivative, one that is ten percent off, the implicit one at a point
+  beside the solution, and one with its sign flipped, at points 0.1 %, 10 %, 100 % and 100 times
+  ‖x*‖ away (where there are other minima: 0.1 % and 1 %). An estimate counts as too low below a
+  third of the truth, where that is above ten times ε·κ; as too high above ten times the largest of
+  the truth, ten times ε·κ, and 1e-6 (float32: 1e-5). Both only where `certify` says ok.
+- Cancelling: the outer function is linear, and its gradient nearly orthogonal to the derivative of
+  what it looks at; a hundredth of a random direction is left."""
 
-def report(out: Path, command: str, certified: list[Row], own: list[Row]) -> None:
-    """Write calibration.md, calibration.csv and calibration_worst.csv into `out`."""
-    rows = [row | {"ratio": ratio(row)} for row in certified + own]
-    write(out / "calibration.csv", rows)
-    far = sorted(filter(above_rounding, rows), key=lambda row: -abs(np.log(row["ratio"])))
-    foreign = [row for row in far if "rtol" not in row]
-    missed = [row for row in rows if "rtol" in row and row["status"] == "ok" and not covered(row)]
-    write(out / "calibration_worst.csv", foreign[:50] + missed[:50])
+
+def report(
+    out: Path, command: str, certified: list[Row], own: list[Row], kinds: list[Row],
+    promised: list[Row],
+) -> None:  # fmt: skip
+    """Write calibration.md, calibration.csv and calibration_worst.csv into `out`.
+
+    `certified` and `own` are the rows of calibration.py, `kinds` (from elsewhere) and `promised`
+    (our own) those of calibration_promise.py."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("dargmin", "jax", "numpy"))
-    cases = {(row["family"], row["name"], row["dtype"]) for row in certified}
+    counts = len(certified) + len(kinds), len(own) + len(promised)
     text = [
         "# Calibration of the error estimates",
         f"`{command}` ({versions}, Python {platform.python_version()}, {platform.machine()})",
+        f"Derivatives: {counts[0]} from elsewhere, {counts[1]} our own.",
+    ]
+    if promised:
+        write(out / "calibration_promise.csv", kinds + promised)
+        misjudged = lambda row: row["ok"] and (below_third(row) or above_ten(row))
+        worst = [row for holds in (silent, finite_wrong, refused, unreached)
+                 for row in spread(filter(holds, promised))]  # fmt: skip
+        worst += spread(filter(misjudged, kinds))
+        write(out / "calibration_promise_worst.csv", worst)
+        text += promise_text(kinds, promised)
+    if certified:
+        rows = [row | {"ratio": ratio(row)} for row in certified + own]
+        write(out / "calibration.csv", rows)
+        far = sorted(filter(above_rounding, rows), key=lambda row: -abs(np.log(row["ratio"])))
+        foreign = [row for row in far if "rtol" not in row]
+        missed = [r for r in rows if "rtol" in r and r["status"] == "ok" and not covered(r)]
+        write(out / "calibration_worst.csv", foreign[:50] + missed[:50])
+        text += curse_text(certified, own)
+    (out / "calibration.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+def curse_text(certified: list[Row], own: list[Row]) -> list[str]:
+    cases = {(row["family"], row["name"], row["dtype"]) for row in certified}
+    return [
+        "## Along the iterations of quadratic and linear models",
         f"{len(cases)} problems; derivatives: {len(certified)} from elsewhere, {len(own)} our own.",
         RULES,
-        "## `certify`, on derivatives from elsewhere",
+        "### `certify`, on derivatives from elsewhere",
         table(certify_targets(certified)),
         table(by_family(certified)),
-        "## `hypergradient` and `sensitivity`, on their own results",
+        "### `hypergradient` and `sensitivity`, on their own results",
         table(own_targets(own)),
         table(own_by_family(own)),
     ]
-    (out / "calibration.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+# ---- many kinds of problems ----------------------------------------------------------------------
+
+
+def promise_text(kinds: list[Row], promised: list[Row]) -> list[str]:
+    families = {row["family"] for row in promised}
+    return [
+        "## The promise, on many kinds of problems",
+        f"{len(families)} kinds; {len(kinds)} derivatives from elsewhere, {len(promised)} our own.",
+        PROMISE_RULES,
+        table(promise_targets(kinds, promised)),
+        "### `hypergradient` and `sensitivity`, on their own results",
+        table(promise_by_family(promised)),
+        "### `certify`, on derivatives from elsewhere",
+        table(kinds_by_family(kinds)),
+    ]
+
+
+def promise_targets(kinds: list[Row], promised: list[Row]) -> list[Row]:
+    found = []
+    for dtype, failures in (("float64", 4), ("float32", 10)):
+        mine = [row for row in promised if row["dtype"] == dtype]
+        reach = [row for row in mine if allowed(row)]
+        theirs = [row for row in kinds if row["dtype"] == dtype and row["ok"]]
+        found += [
+            target(dtype, "silent", -0.0, mine, silent),
+            target(dtype, "finite wrong", -0.0, mine, finite_wrong),
+            target(dtype, "refused or not reached", -failures, reach, lambda r: not r["ok"]),
+            target(dtype, "certify: below a third of the truth", -0.1, theirs, below_third),
+            target(dtype, "certify: above ten times it", -2, theirs, above_ten),
+        ]
+    return found
+
+
+def promise_by_family(rows: list[Row]) -> list[Row]:
+    lines = []
+    for (dtype, family), mine in grouped(rows):
+        reach = [row for row in mine if allowed(row)]
+        count = lambda rows, holds: sum(map(bool, map(holds, rows)))
+        lines.append({
+            "precision": dtype, "family": family, "derivatives": len(mine),
+            "ok": count(mine, lambda row: row["ok"]), "silent": count(mine, silent),
+            "not covered": count(mine, uncovered), "finite wrong": count(mine, finite_wrong),
+            "allowed": len(reach), "refused": count(reach, refused),
+            "not reached": count(reach, unreached),
+        })  # fmt: skip
+    return lines
+
+
+def kinds_by_family(rows: list[Row]) -> list[Row]:
+    lines = []
+    for (dtype, family), mine in grouped(rows):
+        fine = [row for row in mine if row["ok"]]
+        lines.append({
+            "precision": dtype, "family": family, "derivatives": len(mine), "ok": len(fine),
+            "below a third": sum(map(below_third, fine)), "above ten": sum(map(above_ten, fine)),
+        })  # fmt: skip
+    return lines
+
+
+def spread(rows: Iterable[Row]) -> list[Row]:
+    """At most five rows of each family and precision."""
+    return [row for _, mine in grouped(list(rows)) for row in mine[:5]]
+
+
+def grouped(rows: list[Row]) -> list[tuple[tuple[str, str], list[Row]]]:
+    """The rows of each precision and family, in the order in which they came."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["dtype"], row["family"]), []).append(row)
+    return list(groups.items())
+
+
+def allowed(row: Row) -> bool:
+    """Whether the precision allows the accuracy that was asked for."""
+    return bool(10 * row["rounding"] < row["rtol"])
+
+
+def unknown(row: Row) -> float:
+    """How well the truth is known: to the rounding error of the inputs, and to 1e-9."""
+    return row["rounding"] + 1e-9
+
+
+def silent(row: Row) -> bool:
+    return bool(row["ok"]) and not (row["known"] and row["true"] <= 3 * row["rtol"])
+
+
+def uncovered(row: Row) -> bool:
+    limit = 3 * row["estimate"] + unknown(row)
+    return bool(row["ok"]) and not (row["known"] and row["true"] <= limit)
+
+
+def finite_wrong(row: Row) -> bool:
+    if row["ok"] or not row["number"]:
+        return False
+    if not row["known"]:  # no minimum there
+        return not np.isfinite(row["estimate"])
+    limit = 3 * row["estimate"] + unknown(row)
+    return not (np.isfinite(row["estimate"]) and row["true"] <= limit)
+
+
+def refused(row: Row) -> bool:
+    return not row["ok"] and allowed(row) and bool(row["true"] <= row["rtol"])
+
+
+def unreached(row: Row) -> bool:
+    return not row["ok"] and allowed(row) and not row["true"] <= row["rtol"]
+
+
+def below_third(row: Row) -> bool:
+    return bool(row["true"] > 10 * row["rounding"] and 3 * row["estimate"] < row["true"])
+
+
+def above_ten(row: Row) -> bool:
+    solved = 1e-5 if row["dtype"] == "float32" else 1e-6  # what its linear solves are asked for
+    return bool(row["estimate"] > 10 * max(row["true"], 10 * row["rounding"], solved))
+
+
+# ---- along the iterations ------------------------------------------------------------------------
 
 
 def certify_targets(rows: list[Row]) -> list[Row]:

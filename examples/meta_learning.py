@@ -122,6 +122,22 @@ def gauss_newton(x: Any, theta: Any, v: Any) -> Any:
     return jax.tree.map(lambda a, b: a + LAMBDA * b, pulled, v)
 
 
+class Proximal(dargmin.problems.AbstractProblem):
+    """∇f(x, θ) = 0, whose derivative is taken with the Gauss-Newton matrix for the Hessian."""
+
+    f: Callable
+
+    def residual(self, x: Any, theta: Any) -> Any:
+        return jax.grad(self.f)(x, theta)
+
+    def linear_system(self, x: Any, theta: Any) -> Any:
+        product = lambda v: gauss_newton(x, theta, v)
+        return dargmin.problems.LinearSystem(product, symmetric=True)
+
+    def convert_closures(self, x: Any, theta: Any) -> Any:
+        return self  # f closes over no arrays
+
+
 def proximal(w: Any, support: Any, steps: int) -> Any:
     """argmin_x L + λ/2 ‖x - w‖², by gradient descent from w, which is a parameter, too."""
 
@@ -131,8 +147,8 @@ def proximal(w: Any, support: Any, steps: int) -> Any:
         return loss(x, support) + LAMBDA / 2 * sum(jax.tree.leaves(squares))
 
     return dargmin.solve(
-        dargmin.Objective(f, hvp=gauss_newton), dargmin.GradientDescent(ALPHA), w, (w, support),
-        steps=steps, mode=dargmin.Implicit(CG(), rtol=0.1), throw=False,
+        Proximal(f), dargmin.GradientDescent(ALPHA), w, (w, support), steps=steps,
+        mode=dargmin.Implicit(CG(), rtol=0.1), throw=False,
     ).x  # fmt: skip
 
 

@@ -25,11 +25,12 @@ def outer(x, theta):
 @pytest.mark.parametrize(
     ("make", "theta", "mode", "gradients", "products", "factorisations"),
     [
-        # one factor: Newton's step is the solution, and 12 of the products form the matrix
-        (lambda: zoo.ridge(X, Y), -4.0, None, 3, 18, 1),
-        (lambda: zoo.ridge(X, Y), -4.0, Implicit(CG()), 5, 34, 0),
-        (lambda: zoo.logistic(X, (Y > 0).astype(int)), -4.0, None, 6, 77, 5),
-        (lambda: zoo.logistic(X, (Y > 0).astype(int)), -4.0, Implicit(CG()), 10, 30, 0),
+        # one factor: Newton's step is the solution, and 12 of the products form the matrix; one
+        # gradient and two products more show what rounding does
+        (lambda: zoo.ridge(X, Y), -4.0, None, 4, 18, 1),
+        (lambda: zoo.ridge(X, Y), -4.0, Implicit(CG()), 5, 46, 0),  # 12 for a second opinion
+        (lambda: zoo.logistic(X, (Y > 0).astype(int)), -4.0, None, 7, 77, 5),
+        (lambda: zoo.logistic(X, (Y > 0).astype(int)), -4.0, Implicit(CG()), 10, 42, 0),
         # singular off the support: every dense solve takes two factorisations
         (lambda: zoo.elastic_net(X, Y), np.array([-3.0, -4.0]), None, 19, 40, 6),
     ],
@@ -55,7 +56,7 @@ def test_nothing_d_by_d_is_kept():
 
     floats = jax.ShapeDtypeStruct((d,), float)
     compiled = gradient.lower(floats, floats, jax.ShapeDtypeStruct((), float)).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes <= 40 * d * 8
+    assert compiled.memory_analysis().temp_size_in_bytes <= 41 * d * 8
 
 
 def test_nothing_is_compiled_anew_for_other_numbers():

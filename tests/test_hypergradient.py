@@ -341,19 +341,24 @@ def test_nan_and_infinity_are_a_status():
             h.certificate.raise_if_failed()
 
 
-def test_a_solution_that_is_no_minimum_is_refused():
-    # a maximum in one direction: Newton's method stands still there, the implicit formula is finite
-    problem = Objective(lambda x, theta: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 + theta * x[0])
+@pytest.mark.parametrize("growth", [1, 0])
+def test_a_saddle_is_left_for_a_minimum_or_refused(growth):
+    # Newton's method stands still at x₁ = 0, where the implicit formula is finite.
+    problem = Objective(lambda x, theta: x[0] ** 2 - x[1] ** 2 + growth * x[1] ** 4 + theta * x[0])
     h = hypergradient(lambda x, _: x[0] ** 2, problem, jnp.zeros(2), 1.0, throw=False)
-    assert h.status == Status.not_positive_definite
+    if growth:
+        assert h.ok
+        np.testing.assert_allclose(h.x**2, (0.25, 0.5), rtol=1e-6)
+    else:
+        assert h.status == Status.unbounded and np.isnan(h.gradient)
 
 
 @pytest.mark.parametrize(
-    ("method", "least"),  # the first start that is at rounding already
-    [pytest.param(NewtonCG(), 1, marks=pytest.mark.slow), (LBFGS(), 2)],
+    "method",
+    [pytest.param(NewtonCG(), marks=pytest.mark.slow), LBFGS()],
     ids=["Newton-CG", "L-BFGS"],
 )
-def test_a_start_at_the_solution_is_not_worked_on(method, least):
+def test_a_start_at_the_solution_is_not_worked_on(method):
     # There the gradient is rounding: a tolerance relative to it is never met.
     A, y = jax.random.normal(jax.random.key(0), (100, 80)), jnp.arange(100.0) % 2
     loss = lambda x: jnp.mean(jax.nn.softplus(A @ x) - y * (A @ x))
@@ -364,4 +369,4 @@ def test_a_start_at_the_solution_is_not_worked_on(method, least):
         h = hypergradient(lambda x, _: loss(x), problem, x, theta, rtol=1e-2, method=method)
         x = h.x
         costs.append(int(h.cost.gradients))
-    assert costs[2] <= costs[least] <= costs[0] / 2
+    assert costs[2] <= costs[0] / 2  # the second start is at rounding already, or nearly

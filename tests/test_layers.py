@@ -18,7 +18,7 @@ LAYERS = """
     loop solution checks
     modes
     solve
-    certificate
+    stationary descent kinks certificate
     theory
     strategy quantity rounds accuracy
     hypergradient sensitivity diagnosis diagnose trials candidates plan interop

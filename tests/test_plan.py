@@ -141,9 +141,9 @@ def test_a_root_is_planned_for_and_where_a_pilot_finds_no_minimum_nothing_is_pra
     cubic = dargmin.Root(lambda x, theta: 2 * x - theta + 0.1 * x**3)
     p = plan(cubic, jnp.zeros(2), jnp.asarray([1.0, 2.0]), steps=8)
     assert p.measured and p.predicted_error < 1e-6
-    saddle = dargmin.Objective(lambda x, theta: jnp.sum(x**4) / 4 - theta * jnp.sum(x**2) / 2)
-    p = plan(saddle, jnp.zeros(2), jnp.asarray(1.0), steps=5)
-    assert "No candidate could be judged" in p.reason and "this is no minimum" in p.reason
+    hill = dargmin.Objective(lambda x, theta: -jnp.sum(x**4) / 4 - theta * jnp.sum(x**2) / 2)
+    p = plan(hill, jnp.zeros(2), jnp.asarray(1.0), steps=5)
+    assert "No candidate could be judged" in p.reason and "falls without end" in p.reason
     assert not any(choice.measured for choice in (p, *p.alternatives))
 
 

@@ -139,8 +139,8 @@ def test_has_aux_and_an_own_hessian_vector_product():
     )(RIDGE.theta)
     theta0 = theta
     assert_allclose(jacobian(with_aux), RIDGE.jacobian(theta), atol=1e-9)
-    # twice the Hessian, as a product that is declared is believed: half the derivative
-    assert_allclose(jacobian(dargmin.Objective(f, hvp=hvp)), RIDGE.jacobian(theta) / 2, atol=1e-9)
+    # twice the Hessian is no Hessian: derivatives do not use it
+    assert_allclose(jacobian(dargmin.Objective(f, hvp=hvp)), RIDGE.jacobian(theta), atol=1e-9)
 
 
 @pytest.mark.parametrize("mode", [None, Implicit(CG()), Neumann(200)], ids=["", "CG", "Neumann"])
@@ -206,15 +206,16 @@ def test_a_failed_adjoint_raises_or_is_nan_and_never_a_finite_wrong_number(name)
     assert np.all(np.isnan(jax.jit(lambda theta: (forward(theta), reverse(theta)))(zero)))
     # the one or the other, in turn: each takes a second to compile
     derivative = derivatives(throw=True)[list(FAILING).index(name) % 2]
-    with pytest.raises(RuntimeError, match=r"linear s|Hessian"):
+    with pytest.raises(RuntimeError, match=r"linear s|Hessian|solves nothing"):
         jax.block_until_ready(derivative(zero))
 
 
-def test_a_singular_hessian_fails_for_cotangents_that_leave_its_range_and_for_these_only():
+def test_a_singular_hessian_has_the_minimum_norm_derivative_for_all_cotangents():
     problem = bent(0.0, (1.0, 0.0, 1.0))
     x = lambda theta: dargmin.attach(problem, jnp.zeros(3), theta, throw=False)
     pull = jax.vjp(x, jnp.zeros(3))[1]
     # θ moves x in the range only, where the minimum-norm derivative is diag(1, 0, 2)
     assert_allclose(jax.jacfwd(x)(jnp.zeros(3)), np.diag([1.0, 0.0, 2.0]), atol=1e-12)
     assert_allclose(pull(jnp.array([1.0, 0.0, 1.0]))[0], [1.0, 0.0, 2.0], atol=1e-12)
-    assert np.all(np.isnan(pull(jnp.array([1.0, 1.0, 1.0]))[0]))
+    # nor does it matter that this one leaves the range
+    assert_allclose(pull(jnp.array([1.0, 1.0, 1.0]))[0], [1.0, 0.0, 2.0], atol=1e-12)

@@ -19,25 +19,27 @@ from dargmin import tree
 from dargmin.certificate import (
     Certificate,
     accuracy_status,
-    near_kink,
     relative_error,
 )
 from dargmin.cost import Cost
+from dargmin.kinks import nonsmooth_within
 from dargmin.linear import LinearOptions, factored
 from dargmin.linear.lanczos import STEP_SIZE_STEPS
+from dargmin.linear.second_opinion import hides
 from dargmin.linear.solution import default_rtol
 from dargmin.loop import Run
 from dargmin.methods import Landing
 from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.quantity import AbstractQuantity, Derivative
-from dargmin.rounds import Goal, Round, State
+from dargmin.rounds import MAX_FAILURES, Goal, Round, State
 from dargmin.status import Status, first_failure, is_ok
 from dargmin.strategy import Strategy
 from dargmin.types import Parameters, Point
 
 MAX_ROUNDS = 40
-MAX_FAILURES = 4
-"""Rounds in a row without progress before the loop gives up."""
+
+FAR_AWAY = 1e6
+"""So many times farther than 1 + ‖x0‖ no minimum is looked for."""
 
 
 class Outcome(eqx.Module):
@@ -84,9 +86,10 @@ def reach(
     first_rtol = jnp.asarray(first_rtol if options.rtol is None else options.rtol, kind)
     most = 10 * MAX_ROUNDS if strategy.factor else MAX_ROUNDS
     run = None if method is None else Run(problem, method.prepare(problem, x0, theta), theta)
+    looks = known is None and not newton and hides(problem, x0, options)
     body = Round(
-        problem, run, quantity, theta, goal, options, first_rtol, floor, known,
-        newton=newton, constant=constant,
+        problem, run, x0, quantity, theta, goal, options, first_rtol, floor, known,
+        newton=newton, constant=constant, looks=looks,
     )  # fmt: skip
 
     def unfinished(s: State) -> Bool[Array, ""]:
@@ -95,10 +98,12 @@ def reach(
         more = (s.rounds < most) & (s.failures < MAX_FAILURES) & ~spent
         return ~met & more & jnp.isfinite(initial)
 
-    solver_options = body.linear(first_rtol, first_rtol, known)
+    solver_options = body.linear(first_rtol, first_rtol, known, jnp.asarray(jnp.inf, kind))
     blank = _blank(quantity, problem, x0, theta, start, solver_options)
     worth = jnp.broadcast_to(jnp.asarray(amplification, kind), blank.amplification.shape)
-    blank = eqx.tree_at(lambda d: d.amplification, blank, worth)
+    blank = eqx.tree_at(
+        lambda d: (d.amplification, d.lowest), blank, (worth, jnp.asarray(jnp.inf, kind))
+    )
     infinite = jnp.full(blank.implicit.shape, jnp.inf, kind)
     gap = _first_gap(problem, goal, newton)
     zero = jnp.asarray(0)
@@ -108,11 +113,12 @@ def reach(
         tol=jnp.asarray(jnp.inf, kind) if newton_first else jnp.maximum(gap * initial, floor),
         linear_rtol=first_rtol,
         status=Status.where(jnp.isfinite(initial), Status.not_converged, Status.nonfinite),
-        steps=zero, rounds=zero, failures=zero, cost=cost,
+        steps=zero, rounds=zero, failures=zero, lowest=jnp.asarray(jnp.inf, kind),
+        looked=jnp.asarray(False), escapes=zero, cost=cost,
     )  # fmt: skip
     # With the factor of a constant Hessian there is nothing that a second round could improve.
     end = body(state) if known is not None else _loop(unfinished, body, state)
-    certificate = _certificate(problem, theta, end, goal)
+    certificate = _certificate(problem, theta, end, goal, x0)
     return Outcome(end.x, end.derivative, certificate, end.cost, end.steps)
 
 
@@ -144,16 +150,26 @@ def _rounding_of_residual(
 
 
 def _certificate(
-    problem: AbstractProblem, theta: Parameters, end: State, goal: Goal
+    problem: AbstractProblem, theta: Parameters, end: State, goal: Goal, x0: Point
 ) -> Certificate:
-    status = end.status
-    if isinstance(problem, Composite):
-        kink = near_kink(problem, end.x, theta, end.remaining)
-        status = first_failure(status, Status.where(kink, Status.weakly_active, Status.ok))
-    status = first_failure(status, accuracy_status(end.error, end.scale, goal.rtol, goal.atol))
+    at_kink = Status.weakly_active if isinstance(problem, Composite) else Status.nonsmooth
+    kink = nonsmooth_within(problem, end.x, theta, end.remaining)
+    # On a kink of F no method settles: that is the reason, then.
+    stuck = (end.status == Status.not_converged) & (end.steps < goal.steps)
+    kink = kink & (is_ok(end.status) | (stuck & (not isinstance(problem, Composite))))
+    status = Status.where(kink, at_kink, end.status)
+    if isinstance(problem, Objective):  # always downhill, and nowhere near where it began
+        away = tree.norm(end.x) > FAR_AWAY * (1 + tree.norm(x0))
+        fell = (status == Status.not_converged) & away
+        status = Status.where(fell, Status.unbounded, status)
+    # Beside the kink of a prox, the derivative is that of one side; on one of F, it is of none.
+    error = jnp.where(kink & (status == Status.nonsmooth), jnp.inf, end.error)
+    status = first_failure(status, accuracy_status(error, end.scale, goal.rtol, goal.atol))
+    known_zero = (end.scale == 0) & jnp.isfinite(error)
     return Certificate(
-        error=relative_error(end.error, end.scale),
-        absolute_error=end.error,
+        # Zero, and known to be at most `error`, is wrong by all of what is right.
+        error=jnp.minimum(relative_error(error, end.scale), jnp.where(known_zero, 1, jnp.inf)),
+        absolute_error=error,
         scale=end.scale,
         status=status,
         residual=end.residual,
@@ -202,7 +218,11 @@ def _refuse_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def estimation_cost(problem: AbstractProblem, x0: Point) -> Cost:
-    """The Hessian-vector products that estimating a composite problem's step size takes."""
+    """The products that preparing a problem takes: estimating a composite problem's step size, or
+    comparing a product that is given with that of the Hessian."""
+    if isinstance(problem, Objective):
+        compared = int(problem.hvp is not None and problem.agrees is None)
+        return Cost(gradients=compared, products=compared)
     unknown = isinstance(problem, Composite) and problem.step_size is None
     return Cost(products=min(STEP_SIZE_STEPS, tree.size(x0)) if unknown else 0)
 

@@ -4,6 +4,7 @@ A derivative is compared with the implicit one at the Newton-corrected point x̂
 distance of x from the solution enters squared. That makes the difference an estimate of the error
 of the derivative that was given, the burn-in included: an estimate, not a bound."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,25 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dargmin import show, tree
 from dargmin.checks import blames_arguments, check_outer
-from dargmin.linear import Correction, LinearOptions, newton_correction, prepare, solve_linear
-from dargmin.linear.solution import default_rtol
+from dargmin.descent import descend
+from dargmin.kinks import nonsmooth_within
+from dargmin.linear import (
+    Auto,
+    Correction,
+    LinearOptions,
+    newton_correction,
+    prepare,
+    solve_linear,
+)
+from dargmin.linear.lanes import in_every_lane
+from dargmin.linear.matrix import Beside
+from dargmin.linear.second_opinion import hides, second_opinion
+from dargmin.linear.solution import LinearInfo, default_rtol, inconsistency, rounding
+from dargmin.linear.work import SMALL
 from dargmin.loop import Run, freeze
 from dargmin.methods import ProximalGradient
-from dargmin.problems import AbstractProblem, Composite
+from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective, Root
+from dargmin.stationary import is_degenerate
 from dargmin.status import Status, first_failure, is_ok, raise_if_failed
 from dargmin.types import Parameters, Point
 
@@ -124,7 +139,8 @@ def certify(
     DargminError
         If `throw` and the status is not ok; `.result` is the Certificate."""
     form = _form(tangent, jvp, cotangent, vjp, outer, gradient)
-    x, theta = tree.as_point(x, "x"), tree.as_arrays(theta)
+    x = tree.as_point(x, "x")
+    theta = tree.in_precision_of(x, tree.as_arrays(theta))
     direction, claim = {
         "jvp": (tangent, jvp),
         "vjp": (cotangent, vjp),
@@ -160,34 +176,68 @@ def _certify(
     options = LinearOptions(rtol=max(1e-6, default_rtol(kind)))
     residual = tree.norm(problem.residual(x, theta))
     at = settle(problem, x, theta, options)
+    if isinstance(problem, Objective):  # motions that change nothing have some curvature there
+        beside = Beside.at(problem.residual(at.x, theta), at.x)
+        options = dataclasses.replace(options, solver=Auto(undetermined=beside))
     if form == "jvp":
         error, implicit, info = _tangent_error(problem, at.x, theta, direction, claim, options)
-        reference, shared = implicit, jnp.zeros_like(info.error)
+        reference, shared = implicit, info.error * tree.norm(error)
     else:
         # Here the solve is the reference itself, not a correction to the claim: to full accuracy.
         # What it misses, a claim that comes from the same solver misses too.
         cotangent, direct = direction, None
         if form == "gradient":
             cotangent, direct = outer_gradients(direction, at.x, theta)
-        implicit, _, solution = implicit_vjp(problem, at.x, theta, cotangent)
-        info, shared = solution.info, solution.info.error
+        found = implicit_vjp(
+            problem, at.x, theta, cotangent, options=dataclasses.replace(options, rtol=None)
+        )
+        implicit, info = found.value, found.info
+        shared = info.error * found.spread
         reference = implicit if direct is None else tree.add(direct, implicit)
         error = tree.sub(claim, reference)
     finite = Status.where(tree.all_finite(claim), Status.ok, Status.nonfinite)
     status = first_failure(finite, trust(problem, at, theta, info.status))
+    if hides(problem, x, options):
+        said = second_opinion(problem, at.x, theta, options)
+        missed = jnp.isfinite(info.lowest) & (said.lowest < info.lowest)
+        shared = shared * jnp.where(missed, info.lowest / said.lowest, 1)
+        saddle = Status.where(said.negative, Status.not_positive_definite, Status.ok)
+        status = first_failure(status, saddle)
+    status = first_failure(status, _degenerate(problem, at.x, theta, info, options))
+    condition = jnp.maximum(at.condition, info.condition)
+    blind = jnp.isinf(info.lowest) & (rounding(kind, condition) > BLIND)
+    blind = Status.where(blind, Status.linear_solve_failed, Status.ok)
+    status = first_failure(status, blind)
     usable = is_ok(status) | (status == Status.weakly_active)
     measure = (lambda t: jax.tree.map(tree.norm, t)) if per_leaf else tree.norm
     scale = measure(reference)
-    floor = rounding_error(x, jnp.maximum(at.condition, info.condition)) + shared
-    absolute = jax.tree.map(
-        lambda e, s: jnp.where(usable, jnp.maximum(e, floor.astype(s.dtype) * s), jnp.inf),
-        measure(error),
-        measure(implicit),
-    )
+    floor = rounding_error(x, condition)
+
+    def estimated(error: Array, scale: Array) -> Array:
+        least = (floor * scale + shared).astype(scale.dtype)
+        return jnp.where(usable, jnp.maximum(error, least), jnp.inf)
+
+    absolute = jax.tree.map(estimated, measure(error), measure(implicit))
     relative = jax.tree.map(relative_error, absolute, scale)
     if rtol is not None:
         status = first_failure(status, accuracy_status(absolute, scale, rtol, atol))
     return Certificate(relative, absolute, scale, status, residual, at.distance)
+
+
+def _degenerate(
+    problem: AbstractProblem, x: Point, theta: Parameters, info: LinearInfo, options: LinearOptions
+) -> Any:
+    """The status `degenerate`, where the solve that was met with a null vector is of that kind."""
+    if isinstance(problem, Composite):  # singular wherever the prox is flat
+        return Status.ok
+    singular = tree.norm(info.null) > 0
+    inverse = lambda r: solve_linear(problem, x, theta, r, options=options).value
+    degenerate = singular & jax.lax.cond(
+        in_every_lane(~singular),
+        lambda: jnp.asarray(False),
+        lambda: is_degenerate(problem, x, theta, inverse),
+    )
+    return Status.where(degenerate, Status.degenerate, Status.ok)
 
 
 def settle(
@@ -195,8 +245,12 @@ def settle(
 ) -> Correction:
     """x̂, by damped Newton steps from x; on a composite problem with proximal gradient steps before
     them where they get stuck, since a Newton step finds the kinks only from nearby."""
+    if isinstance(problem, Objective) and 0 < tree.size(x) <= SMALL:
+        return descend(problem, x, theta, near=_near(tree.dtype(x)), max_rounds=FAR)
     if not isinstance(problem, Composite):
-        return newton_correction(problem, x, theta, options=options, max_rounds=30)
+        return newton_correction(
+            problem, x, theta, options=options, max_rounds=FAR, near=_near(tree.dtype(x))
+        )
     run = Run(problem, ProximalGradient().prepare(problem, x, theta), theta)
 
     def unsettled(state: Any) -> Bool[Array, ""]:
@@ -206,7 +260,7 @@ def settle(
     def attempt(state: Any) -> Any:
         at, tol, attempts = state
         near, _ = freeze(run, run.begin(at.x), 1000, tol)
-        at = newton_correction(problem, near.x, theta, options=options)
+        at = newton_correction(problem, near.x, theta, options=options, near=_near(tree.dtype(x)))
         return at, 0.1 * jnp.minimum(tol, at.residual), attempts + 1
 
     # The first attempt takes no steps: nothing is above an infinite tolerance.
@@ -215,6 +269,19 @@ def settle(
     first = Correction.none(x, zero, settled=False), zero + jnp.inf, jnp.asarray(0)
     at, _, _ = jax.lax.while_loop(unsettled, attempt, first)
     return eqx.tree_at(lambda c: c.distance, at, tree.norm(tree.sub(at.x, x)))
+
+
+BLIND = 0.007
+"""From εκ = this on, by an estimate of κ that may be ten times too small, no digits are left for an
+estimate to be taken from."""
+
+FAR = 100
+"""Newton steps that a point far from a solution gets: of e^x, each comes nearer by one."""
+
+
+def _near(dtype: Any) -> float:
+    """How close x̂ has to be, relative to ‖x̂‖, for a derivative there to be the reference."""
+    return 1e-8 if jnp.finfo(dtype).eps < 1e-10 else 3e-6
 
 
 def rounding_error(x: Point, condition: Float[Array, ""]) -> Float[Array, ""]:
@@ -249,46 +316,19 @@ def trust(problem: AbstractProblem, at: Correction, theta: Parameters, solve_sta
     """Whether an estimate at the corrected point can be trusted, or why not."""
     converged = Status.where(at.settled, Status.ok, Status.not_converged)
     status = first_failure(at.status, solve_status, converged)
-    if isinstance(problem, Composite):
-        kink = near_kink(problem, at.x, theta, at.remaining)
-        status = first_failure(status, Status.where(kink, Status.weakly_active, Status.ok))
-    return status
+    at_kink = Status.weakly_active if isinstance(problem, Composite) else Status.nonsmooth
+    kink = nonsmooth_within(problem, at.x, theta, at.remaining)
+    return first_failure(status, Status.where(kink, at_kink, Status.ok))
 
 
-def near_kink(
-    problem: Composite, x: Point, theta: Parameters, distance: Float[Array, ""]
-) -> Bool[Array, ""]:
-    """Whether the derivative of the prox jumps within reach of v = x - h∇f(x).
+def withheld(derivative: Any, error: Float[Array, "*batch"]) -> Any:
+    """The derivative, or NaN where nothing is known of its error: no estimate, no number."""
 
-    P = ∂prox is compared along one fixed direction at points around v. All coordinates are moved
-    up and down, by three times the estimated error of v and at least its rounding, 30 ε ‖v‖∞, and
-    scaled both ways by as much and at least by √ε. The kinks of separable penalties, boxes and
-    groups lie across one of these moves."""
-    problem, x, theta = tree.stop_gradient((problem, x, theta))
-    v = problem.forward(x, theta)
-    kind = tree.dtype(v)
-    if tree.size(v) == 0:
-        return jnp.asarray(False)
-    largest = tree.max_norm(v)
-    eps = jnp.asarray(jnp.finfo(kind).eps, kind)
-    radius = jnp.maximum(3 * distance, 30 * eps * largest)
-    probe = tree.random_like(v, seed=1)
+    def withhold(u: Array) -> Array:
+        unknown = ~jnp.isfinite(error).reshape(error.shape + (1,) * (u.ndim - error.ndim))
+        return jnp.where(unknown, jnp.asarray(jnp.nan, u.dtype), u)
 
-    def derivative(at: Point) -> Point:
-        return jax.jvp(lambda u: problem.prox(u, theta, problem.step), (at,), (probe,))[1]
-
-    ones = jax.tree.map(jnp.ones_like, v)
-    outward = jnp.maximum(radius / jnp.where(largest > 0, largest, 1), jnp.sqrt(eps))
-    up, down = derivative(tree.axpy(radius, ones, v)), derivative(tree.axpy(-radius, ones, v))
-    out, back = derivative(tree.scale(1 + outward, v)), derivative(tree.scale(1 - outward, v))
-
-    def jumps(a: Point, b: Point) -> Bool[Array, ""]:
-        changed = jax.tree.map(
-            lambda s, t, u: jnp.any(jnp.abs(s - t) > 0.01 * jnp.abs(u)), a, b, probe
-        )
-        return jnp.any(jnp.stack(jax.tree.leaves(changed)))
-
-    return jumps(up, down) | jumps(out, back)
+    return jax.tree.map(withhold, derivative)
 
 
 def outer_gradients(outer: Callable, x: Point, theta: Parameters) -> tuple[Point, Any]:
@@ -309,15 +349,41 @@ def implicit_vjp(
     *,
     start: Point | None = None,
     options: LinearOptions | None = None,
-) -> tuple[Any, Point, Any]:
-    """-∂_θFᵀ λ with ∂ₓFᵀ λ = w at (x, θ); also λ and the linear solution it came from."""
+) -> "ImplicitGradient":
+    """-∂_θFᵀ λ with ∂ₓFᵀ λ = w at (x, θ), and the linear solution that it came from.
+
+    Where ∂ₓF is singular and not symmetric, w may leave the range of ∂ₓFᵀ: as long as θ does not
+    move what ∂ₓF conserves, the derivative along that exists all the same."""
     solution = solve_linear(
         problem, x, theta, cotangent, transpose=True, start=start, options=options
     )
+    info = solution.info
     dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
     _, pullback = jax.vjp(lambda d: problem.residual(x, eqx.combine(d, static)), dynamic)
-    (value,) = pullback(tree.scale(-1.0, solution.value))
-    return value, solution.value, solution
+    with_samples = jax.tree.map(
+        lambda u, samples, null: jnp.concatenate([-u[None], samples, null[None]]),
+        solution.value, info.doubt, info.null,
+    )  # fmt: skip
+    (images,) = jax.vmap(pullback)(with_samples)
+    sizes = jax.vmap(tree.norm)(images)
+    value, spread = jax.tree.map(lambda u: u[0], images), jnp.max(sizes[:3])
+    if isinstance(problem, FixedPoint | Root):
+        share = inconsistency(tree.dtype(x)) * tree.norm(info.null)
+        unmoved = sizes[3] * tree.norm(solution.value) <= share * spread
+        forgiven = (info.status == Status.inconsistent) & unmoved
+        status = Status.where(forgiven, Status.ok, info.status)
+        info = dataclasses.replace(info, status=status)
+    return ImplicitGradient(value, spread.astype(tree.dtype(x)), solution, info)
+
+
+class ImplicitGradient(eqx.Module):
+    """-∂_θFᵀ λ; the size of ∂_θFᵀ e for errors e as large as λ, at least that of λ itself; the
+    linear solution, and how it went."""
+
+    value: Any
+    spread: Float[Array, ""]
+    solution: Any
+    info: LinearInfo
 
 
 def _tangent_error(

@@ -20,7 +20,13 @@ from dargmin.accuracy import (
     refuse_derivatives,
     unbatch,
 )
-from dargmin.certificate import Certificate, certify, implicit_vjp, outer_gradients
+from dargmin.certificate import (
+    Certificate,
+    certify,
+    implicit_vjp,
+    outer_gradients,
+    withheld,
+)
 from dargmin.checks import blames_arguments, check_like, check_outer
 from dargmin.cost import Cost
 from dargmin.linear import CG, Auto, LinearOptions, prepare
@@ -142,6 +148,7 @@ def hypergradient(
     x0 : pytree
         Where the inner solve starts, unless there is a warm start.
     theta : pytree
+        Computed with in the precision of x0; the gradient comes in its own.
     rtol, atol : float
         Work until the estimated error is at most atol + rtol·scale. A gradient that is zero needs
         an `atol`.
@@ -178,6 +185,7 @@ def hypergradient(
     if not jax.tree.leaves(eqx.filter(theta, eqx.is_inexact_array)):
         raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
     goal = make_goal(rtol, atol, steps, x0)
+    given, theta = theta, tree.in_precision_of(x0, theta)
     if mode is None or isinstance(mode, Implicit):
         mode = Implicit() if mode is None else mode
         result = _implicit_hypergradient(
@@ -189,6 +197,8 @@ def hypergradient(
                 f"mode={mode!r} differentiates the iterations of a method: give method= too."
             )
         result = hypergradient_in_mode(outer, problem, x0, theta, goal, method, mode)
+    gradient = tree.in_dtypes_of(given, result.gradient)
+    result = eqx.tree_at(lambda h: h.gradient, result, gradient)
     return raise_if_failed(result, detail=progress(result)) if throw else result
 
 
@@ -214,19 +224,22 @@ class _OuterGradient(AbstractQuantity):
     ) -> Derivative:
         cotangent, direct = outer_gradients(self.outer, x, theta)
         known = jax.tree.map(lambda u: u[0], start)
-        implicit, _, solution = implicit_vjp(
+        found = implicit_vjp(
             problem, x, theta, cotangent,
             start=known.adjoint, options=_recycle(options, known.pairs),
         )  # fmt: skip
-        kind, info = tree.dtype(x), solution.info
+        kind, info = tree.dtype(x), found.info
         pairs = known.pairs if info.pairs is None else info.pairs
         return Derivative(
-            value=batch_of_one(tree.add(direct, implicit)),
-            implicit=tree.norm(implicit).astype(kind)[None],
+            value=batch_of_one(tree.add(direct, found.value)),
+            implicit=tree.norm(found.value).astype(kind)[None],
+            spread=found.spread[None],
             residual=info.residual[None],
             amplification=info.amplification[None],
-            unknown=batch_of_one(_Unknown(solution.unknown, pairs)),
+            unknown=batch_of_one(_Unknown(found.solution.unknown, pairs)),
             condition=info.condition,
+            lowest=info.lowest,
+            null=info.null,
             status=info.status,
             cost=Cost(0, info.products + 1, info.factorisations, adjoint=info.products),
         )
@@ -268,7 +281,7 @@ def _implicit_hypergradient(
     unknown = first(derivative.unknown)
     return Hypergradient(
         value=jnp.asarray(outer(outcome.x, theta)),
-        gradient=first(derivative.value),
+        gradient=first(withheld(derivative.value, outcome.certificate.absolute_error)),
         x=outcome.x,
         certificate=unbatch(outcome.certificate),
         cost=outcome.cost + estimated,
@@ -307,7 +320,7 @@ def hypergradient_in_mode(
     status = first_failure(solution.status, certificate.status)
     return Hypergradient(
         value=objective,
-        gradient=gradient,
+        gradient=withheld(gradient, certificate.absolute_error),
         x=solution.x,
         certificate=eqx.tree_at(lambda c: c.status, certificate, status),
         cost=Cost(gradients=solution.steps),

@@ -18,7 +18,7 @@ from dargmin.accuracy import (
     refuse_derivatives,
     unbatch,
 )
-from dargmin.certificate import Certificate
+from dargmin.certificate import Certificate, withheld
 from dargmin.checks import blames_arguments
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, prepare, solve_linear
@@ -103,7 +103,8 @@ def sensitivity(
     ValueError, DargminError
         As in `hypergradient`."""
     check_arguments(problem, method, steps, rtol, atol)
-    x0, theta = tree.as_point(x0), tree.as_arrays(theta)
+    x0 = tree.as_point(x0)
+    theta = tree.in_precision_of(x0, tree.as_arrays(theta))
     tangent, batched = _tangents(tangent, eqx.filter(theta, eqx.is_inexact_array))
     if mode is not None and not isinstance(mode, Implicit):
         raise ValueError(
@@ -142,14 +143,17 @@ class _Tangents(AbstractQuantity):
             solution = batch_of_one(one(first(self.tangents), first(start)))
         else:
             solution = jax.vmap(one)(self.tangents, start)
-        info = solution.info
+        info, sizes = solution.info, jax.vmap(tree.norm)(solution.value)
         return Derivative(
             value=solution.value,
-            implicit=jax.vmap(tree.norm)(solution.value),
+            implicit=sizes,
+            spread=sizes,
             residual=info.residual,
             amplification=info.amplification,
             unknown=solution.unknown,
             condition=jnp.max(info.condition),
+            lowest=jnp.min(info.lowest),
+            null=jax.tree.map(lambda u: u[0], info.null),
             status=_worst(info.status),
             cost=Cost(0, jnp.sum(info.products) + count, jnp.max(info.factorisations)),
         )
@@ -174,7 +178,8 @@ def _sensitivity(
     outcome = reach(
         problem, strategy, _Tangents(tangent), x0, theta, start, goal, options,
     )  # fmt: skip
-    value, certificate = outcome.derivative.value, outcome.certificate
+    certificate = outcome.certificate
+    value = withheld(outcome.derivative.value, certificate.absolute_error)
     if not batched:
         value = jax.tree.map(lambda u: u[0], value)
         certificate = unbatch(certificate)

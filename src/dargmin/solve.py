@@ -154,7 +154,7 @@ def _solve(
     mode: AbstractMode,
     throw: bool,
 ) -> Solution:
-    theta = _in_precision_of(x0, theta)
+    theta = tree.in_precision_of(x0, theta)
     problem = prepare(problem, x0, theta)
     method = method.prepare(problem, x0, theta)
     tol = None if tol is None else tol.astype(tree.dtype(x0))
@@ -203,19 +203,8 @@ def attach(
 def _attach(
     problem: AbstractProblem, x: Point, theta: Parameters, mode: AbstractFrozenMode, throw: bool
 ) -> Point:
-    theta = _in_precision_of(x, theta)
+    theta = tree.in_precision_of(x, theta)
     return mode.attach(prepare(problem, x, theta), x, theta, throw, doubted=True)
-
-
-def _in_precision_of(x: Point, theta: Parameters) -> Parameters:
-    """θ with its float32 and float64 leaves in the precision of x, which decides."""
-    kinds = {leaf.dtype for leaf in jax.tree.leaves(x)}
-    precisions = {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}
-    if len(kinds) != 1 or not kinds <= precisions:
-        return theta
-    (kind,) = kinds
-    convert = lambda leaf: eqx.is_array(leaf) and leaf.dtype in precisions
-    return jax.tree.map(lambda leaf: leaf.astype(kind) if convert(leaf) else leaf, theta)
 
 
 def check_arguments(

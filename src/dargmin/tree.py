@@ -23,6 +23,8 @@ __all__ = [
     "dot",
     "dtype",
     "fill",
+    "in_dtypes_of",
+    "in_precision_of",
     "max_norm",
     "norm",
     "random_like",
@@ -112,6 +114,24 @@ def dtype(x: PyTree) -> np.dtype:
         return jnp.result_type(*leaves)
 
 
+def in_precision_of(x: PyTree, other: Any) -> Any:
+    """`other` with its float32 and float64 arrays in the precision of x, which decides; as it is
+    if x has no one precision of these."""
+    kinds = {leaf.dtype for leaf in jtu.tree_leaves(x)}
+    precisions = {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}
+    if len(kinds) != 1 or not kinds <= precisions:
+        return other
+    (kind,) = kinds
+    convert = lambda leaf: eqx.is_array(leaf) and leaf.dtype in precisions
+    return jtu.tree_map(lambda leaf: leaf.astype(kind) if convert(leaf) else leaf, other)
+
+
+def in_dtypes_of(like: PyTree, x: PyTree) -> PyTree:
+    """x in the dtypes of the floating leaves of `like`."""
+    like = eqx.filter(like, eqx.is_inexact_array)
+    return jtu.tree_map(lambda target, leaf: leaf.astype(target.dtype), like, x)
+
+
 def size(x: PyTree) -> int:
     """The number d of coordinates of x."""
     return sum(leaf.size for leaf in jtu.tree_leaves(x))
@@ -167,7 +187,11 @@ def strong(tree: Any) -> Any:
     return jtu.tree_map(convert, tree)
 
 
-def random_like(x: PyTree, seed: int = 0) -> PyTree:
+def _uint32(number: Any) -> Any:
+    return jnp.uint32(number) if isinstance(number, int) else number.astype(jnp.uint32)
+
+
+def random_like(x: PyTree, seed: Any = 0) -> PyTree:
     """A fixed pseudo-random pytree like x, uniform in [-1, 1]: the same for the same shapes.
 
     Indices through an integer hash (the finaliser of MurmurHash3): a generator of random numbers
@@ -175,7 +199,7 @@ def random_like(x: PyTree, seed: int = 0) -> PyTree:
     leaves, treedef = jtu.tree_flatten(x)
     draws, offset = [], 0
     for leaf in leaves:
-        first = np.uint32((offset + 0x9E3779B9 * (seed + 1)) % 2**32)
+        first = _uint32(offset) + _uint32(0x9E3779B9) * (_uint32(seed) + _uint32(1))
         h = jax.lax.iota(jnp.uint32, leaf.size) + first
         for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
             h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)

@@ -73,7 +73,11 @@ class Judge:
             return True
         # A zero that is not known any better, and makes no difference that φ could show.
         length = float(np.linalg.norm(as_vector(found.theta))) or 1.0
-        return slope <= error and error * length <= _rounding(found.value)
+        if slope <= error and error * length <= _rounding(found.value):
+            return True
+        # Zero in all digits, where nothing has a size that its error could be compared with.
+        nothing = slope == 0 == float(found.value) and self.refines
+        return nothing and error <= float(jnp.finfo(found.value.dtype).eps) ** 0.5
 
     def nearby(self, found: Evaluation) -> bool:
         """Whether the curvature of the last steps is that at `found`."""

@@ -1,9 +1,8 @@
 """The adjoint linear solve: solvers that judge themselves, and the spectrum."""
 
 from dargmin.linear.auto import Auto
-from dargmin.linear.blocks import BlockDense
 from dargmin.linear.cg import CG
-from dargmin.linear.dense import Dense
+from dargmin.linear.dense import BlockDense, Dense
 from dargmin.linear.factored import Factored, factored
 from dargmin.linear.krylov import GMRES, BiCGStab
 from dargmin.linear.lanczos import lanczos, largest_eigenvalue

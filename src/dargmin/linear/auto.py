@@ -1,19 +1,19 @@
 """The default linear solver: chosen by size and structure, and by how the first attempt went."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from dargmin import tree
-from dargmin.linear.blocks import BlockDense
 from dargmin.linear.cg import CG
-from dargmin.linear.dense import Dense
+from dargmin.linear.dense import BlockDense, Dense
 from dargmin.linear.krylov import GMRES
+from dargmin.linear.lanes import in_every_lane
+from dargmin.linear.matrix import Undetermined
 from dargmin.linear.recycling import Pairs
-from dargmin.linear.solution import AbstractLinearSolver, LinearInfo
+from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, inconsistency, samples
 from dargmin.linear.work import MEDIUM, SMALL
 from dargmin.status import Status, is_ok
 from dargmin.types import LinearMap, Point
@@ -25,7 +25,8 @@ class Auto(AbstractLinearSolver):
     Up to `small` coordinates the matrix is formed and factored at once. Up to `medium` a Krylov
     solver goes first, with as many steps as a factorisation is worth; if the condition asks for
     more, the matrix is formed. Beyond `medium` nothing d x d is ever formed. `pairs` are for CG;
-    for GMRES, `error` is a residual of a twentieth of it.
+    for GMRES, `error` is a residual of a twentieth of it. `undetermined` is for the factorisation
+    (see `Dense`), `lowest` for the Krylov solvers.
 
     `blocks` says that a symmetric system is that many systems, stacked along the first axis of
     every leaf of x: d is then the size of one, and each has a factor of its own."""
@@ -35,6 +36,8 @@ class Auto(AbstractLinearSolver):
     pairs: Pairs | None = None
     blocks: int | None = None
     error: Float[Array, ""] | float | None = None
+    undetermined: Undetermined = 0.0
+    lowest: Float[Array, ""] | float | None = None
 
     def solve(
         self,
@@ -48,7 +51,7 @@ class Auto(AbstractLinearSolver):
     ) -> tuple[Point, LinearInfo]:
         kind, blocks = tree.dtype(b), self.blocks if symmetric else None
         d = tree.size(b) // (blocks or 1)
-        direct = Dense() if blocks is None else BlockDense(blocks)
+        direct = Dense(self.undetermined) if blocks is None else BlockDense(blocks)
 
         def solve(solver: AbstractLinearSolver) -> tuple[Point, LinearInfo]:
             return solver.solve(
@@ -64,12 +67,13 @@ class Auto(AbstractLinearSolver):
             return solve(direct)
         if not symmetric and self.error is not None:  # GMRES knows residuals only
             rtol = jnp.maximum(jnp.asarray(rtol, kind), 0.05 * jnp.asarray(self.error, kind))
+        gmres = GMRES(lowest=self.lowest)
         if d > self.medium:
-            return solve(CG(pairs=self.pairs, error=self.error) if symmetric else GMRES())
+            return solve(CG(None, self.pairs, self.error, self.lowest) if symmetric else gmres)
         # A product with all blocks is one with several vectors, which d at once hardly speed up.
         worth = max(d // (2 if blocks else 4), 64)
-        cg = CG(worth, self.pairs, self.error)
-        first = cg if symmetric else GMRES(max_restarts=4)
+        cg = CG(worth, self.pairs, self.error, self.lowest)
+        first = cg if symmetric else dataclasses.replace(gmres, max_restarts=4)
         x, info = solve(first)
 
         def factor() -> tuple[Point, LinearInfo]:
@@ -77,17 +81,6 @@ class Auto(AbstractLinearSolver):
             return y, _after(dense, info)
 
         return jax.lax.cond(in_every_lane(is_ok(info.status)), lambda: (x, info), factor)
-
-
-@jax.custom_batching.custom_vmap
-def in_every_lane(condition: Bool[Array, ""]) -> Bool[Array, ""]:
-    """`condition`, reduced to one value under `vmap`, so that a `cond` on it stays a branch."""
-    return condition
-
-
-@in_every_lane.def_vmap
-def _(axis_size: int, in_batched: Any, condition: Bool[Array, " lanes"]) -> Any:
-    return in_every_lane(jnp.all(condition)), False
 
 
 def _after(info: LinearInfo, earlier: LinearInfo) -> LinearInfo:
@@ -100,6 +93,7 @@ def trivial(b: Point) -> tuple[Point, LinearInfo]:
     kind = tree.dtype(b)
     zero = jnp.asarray(0)
     info = LinearInfo(
-        Status.ok, jnp.zeros((), kind), jnp.zeros((), kind), jnp.ones((), kind), zero, zero
-    )
+        Status.ok, jnp.zeros((), kind), jnp.zeros((), kind), jnp.ones((), kind), zero, zero,
+        samples(b, b, b), b, jnp.asarray(jnp.inf, kind), slack=inconsistency(kind),
+    )  # fmt: skip
     return tree.zeros_like(b), info

@@ -13,7 +13,9 @@ from dargmin.linear.solution import (
     AbstractLinearSolver,
     LinearInfo,
     failure,
+    inconsistency,
     judge,
+    samples,
 )
 from dargmin.types import LinearMap, Point
 
@@ -22,6 +24,9 @@ NEGLIGIBLE = 100
 `judge` forgives: x then stops before it has run so far along a null vector that any residual
 looks small beside it."""
 
+
+NULL = 4
+"""Curvature below this many ε is that of a null vector."""
 
 SPREAD = 4
 """The directions never point along the last eigenvector alone: their smallest Rayleigh quotient is
@@ -47,11 +52,14 @@ class CG(AbstractLinearSolver):
         there is one), and those of this one come back with its report.
     error : float, optional
         Stop also where the estimated relative error of x is this: the (preconditioned) residual,
-        times what it is worth by the smallest curvature that was met."""
+        times what it is worth by the smallest curvature that was met.
+    lowest : float, optional
+        An eigenvalue of M⁻¹K that is known from elsewhere to be as small as this: b may hide it."""
 
     max_steps: int | None = None
     pairs: Pairs | None = None
     error: Float[Array, ""] | float | None = None
+    lowest: Float[Array, ""] | float | None = None
 
     def solve(
         self,
@@ -73,13 +81,18 @@ class CG(AbstractLinearSolver):
         limit = 10 * tree.size(b) if self.max_steps is None else self.max_steps
         x = tree.zeros_like(b) if start is None else start
         r = b if start is None else tree.sub(b, operator(start))
+        if start is not None:  # worse than none
+            near = tree.norm(r) < tree.norm(b)
+            x, r = tree.where(near, x, tree.zeros_like(b)), tree.where(near, r, b)
         if self.pairs is not None:
             preconditioner = self.pairs.preconditioner(b, preconditioner)
         zero = jnp.zeros((), kind)
+        lowest = zero + (jnp.inf if self.lowest is None else jnp.asarray(self.lowest, kind))
         reach = lambda r: tree.norm(r if preconditioner is None else preconditioner(r))
         begin = _Refinement(
             x, r, tree.norm(r), reach(r), jnp.asarray(0), jnp.asarray(0), zero + jnp.inf, zero,
-            zero + jnp.inf, jnp.asarray(False), tree.zeros_like(b), jnp.asarray(False), self.pairs,
+            lowest, jnp.asarray(False), tree.zeros_like(b), tree.zeros_like(b), jnp.asarray(False),
+            self.pairs,
         )  # fmt: skip
 
         def unfinished(c: _Refinement) -> Bool[Array, ""]:
@@ -90,7 +103,7 @@ class CG(AbstractLinearSolver):
             """A run from the true residual, from which the recursion for r drifts away."""
             found = run(
                 operator, c.residual, preconditioner, rtol=rtol, max_steps=limit, pairs=c.pairs,
-                error=self.error, origin=c.x,
+                error=self.error, origin=c.x, lowest=lowest,
             )  # fmt: skip
             x = tree.add(c.x, found.x)
             r = tree.sub(b, operator(x))
@@ -108,13 +121,14 @@ class CG(AbstractLinearSolver):
                 low=jnp.minimum(c.low, found.low),
                 broken=found.broken,
                 direction=found.direction,
+                slow=tree.where(found.steps > 0, found.slow, c.slow),
                 null=found.null,
                 pairs=None if found.pairs is None else found.pairs.in_order(found.steps),
             )
 
         end = jax.lax.while_loop(unfinished, refine, begin)
         products = end.products + int(start is not None)
-        return end.x, _report(b, end, products, rtol, self.error)
+        return end.x, _report(b, end, products, rtol, self.error, preconditioner)
 
 
 class _Refinement(eqx.Module):
@@ -132,13 +146,15 @@ class _Refinement(eqx.Module):
     low: Float[Array, ""]
     broken: Bool[Array, ""]
     direction: Point
+    slow: Point
     null: Bool[Array, ""]
     pairs: Pairs | None
 
 
 class _Run(eqx.Module):
     """Where a run stands. `smallest` and `largest` are the extreme Rayleigh quotients of K seen,
-    `low` and `top` those with M in place of the identity: ⟨p, Kp⟩ / ⟨p, Mp⟩. `broken`: the
+    `low` and `top` those with M in place of the identity: ⟨p, Kp⟩ / ⟨p, Mp⟩, the smallest of them
+    along `slow`. `broken`: the
     curvature ⟨p, Kp⟩ is not positive, and x is the last good iterate; `null`: it is zero, and p a
     null vector of K."""
 
@@ -157,6 +173,7 @@ class _Run(eqx.Module):
     largest: Float[Array, ""]
     broken: Bool[Array, ""]
     null: Bool[Array, ""]
+    slow: Point
     pairs: Pairs | None
 
 
@@ -170,9 +187,11 @@ def run(
     pairs: Pairs | None = None,
     error: Any = None,
     origin: Point | None = None,
+    lowest: Float[Array, ""] | float = jnp.inf,
 ) -> _Run:
     """Conjugate gradient steps on K x = b from zero, until ‖r‖ ≤ rtol, the curvature vanishes, or
-    `max_steps`; or until x + origin has that estimated relative error. Where there is room for
+    `max_steps`; or until x + origin has that estimated relative error, by an eigenvalue that is
+    known to be as small as `lowest` or by what is met. Where there is room for
     `pairs`, its steps take the place of the oldest."""
     kind = tree.dtype(b)
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
@@ -189,8 +208,8 @@ def run(
     z, rho, size, squared = correlate(b)
     zero = jnp.zeros((), kind)
     start = _Run(
-        tree.zeros_like(b), b, z, rho, size, squared, squared, rho, zero + jnp.inf, zero,
-        jnp.asarray(0), zero + jnp.inf, zero, jnp.asarray(False), jnp.asarray(False), pairs,
+        tree.zeros_like(b), b, z, rho, size, squared, squared, rho, zero + lowest, zero,
+        jnp.asarray(0), zero + jnp.inf, zero, jnp.asarray(False), jnp.asarray(False), z, pairs,
     )  # fmt: skip
 
     def unfinished(c: _Run) -> Bool[Array, ""]:
@@ -235,7 +254,8 @@ def run(
             smallest=jnp.minimum(c.smallest, quotient),
             largest=jnp.maximum(c.largest, quotient),
             broken=broken,
-            null=jnp.abs(relative) <= NEGLIGIBLE * eps * top,
+            null=jnp.abs(relative) <= NULL * eps * top,
+            slow=tree.where(relative < c.low, c.direction, c.slow),
             pairs=known,
         )
 
@@ -263,6 +283,7 @@ def _report(
     products: Int[Array, ""],
     rtol: float | Float[Array, ""],
     error: Any,
+    preconditioner: LinearMap | None,
 ) -> LinearInfo:
     kind = tree.dtype(b)
     eps = jnp.asarray(jnp.finfo(kind).eps, kind)
@@ -276,7 +297,9 @@ def _report(
     success = judge(end.size, length, kind, rtol=rtol, largest=end.largest, condition=condition)
     success = success | accurate(error, end.size**2, end.reach**2, length**2, end.low)
     # A null vector p to which b is not orthogonal, beyond rounding.
-    along = jnp.abs(tree.dot(b, end.direction)) > 10 * jnp.sqrt(eps) * tree.norm(end.direction)
+    along = jnp.abs(tree.dot(b, end.direction)) > inconsistency(kind) * tree.norm(end.direction)
+    anywhere = tree.random_like(b, seed=5)
+    anywhere = anywhere if preconditioner is None else preconditioner(anywhere)
     return LinearInfo(
         status=failure(
             success,
@@ -291,5 +314,9 @@ def _report(
         condition=condition,
         products=products,
         factorisations=jnp.asarray(0),
+        doubt=samples(end.x, end.slow, anywhere),
+        null=tree.scale(jnp.where(end.null, 1, 0), end.direction),
         pairs=end.pairs,
+        lowest=end.low,
+        slack=inconsistency(kind),
     )

@@ -14,7 +14,9 @@ from dargmin.linear.solution import (
     LinearInfo,
     amplification,
     failure,
+    inconsistency,
     judge,
+    samples,
 )
 from dargmin.types import LinearMap, Point
 
@@ -36,10 +38,13 @@ class GMRES(AbstractLinearSolver):
     restart : int
         Dimension of the Krylov space between restarts, and vectors of memory.
     max_restarts : int, optional
-        10 d / restart, at least 10, if None."""
+        10 d / restart, at least 10, if None.
+    lowest : float, optional
+        A value of ‖Kv‖ / ‖v‖ that is known from elsewhere to occur: b may hide it."""
 
     restart: int = 60
     max_restarts: int | None = None
+    lowest: Float[Array, ""] | float | None = None
 
     def solve(
         self,
@@ -86,7 +91,26 @@ class GMRES(AbstractLinearSolver):
             x, r, size, jnp.asarray(0), products, jnp.asarray(True), jnp.isfinite(size)
         )
         end = jax.lax.while_loop(unfinished, restarted, begin)
-        return unravel(end.x), _report(rhs, end.x, end.residual, rtol, end.products, end.finite)
+        info = _report(
+            b, end.x, end.residual, rtol, end.products, finite=end.finite, lowest=self.lowest
+        )
+        return unravel(end.x), info
+
+
+def smallest_stretch(
+    operator: LinearMap, start: Point, steps: int
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """An estimate of min ‖Kv‖ / ‖v‖ from a random right-hand side r, and the products it took.
+
+    √d ‖x‖ / ‖r‖ with x = argmin ‖r - Kx‖ over a Krylov space of that dimension comes near ‖K⁻¹‖
+    where few directions are slow: r has a part of ‖r‖/√d along each."""
+    r, unravel = tree.ravel(start)
+    K = lambda v: tree.ravel(operator(unravel(v)))[0]
+    m = min(steps, r.size)
+    x, used = _cycle(K, r, jnp.zeros((), r.dtype), m)
+    length = jnp.linalg.norm(x)
+    size = jnp.linalg.norm(r) / jnp.sqrt(jnp.asarray(r.size, r.dtype))
+    return jnp.where(length > 0, size / jnp.where(length > 0, length, 1), jnp.inf), used
 
 
 class _Restart(eqx.Module):
@@ -240,21 +264,30 @@ def _solve_with(
     x, second = jax.lax.cond(met, lambda: (x, jnp.zeros_like(first)), refine)
     products = (first + second) * products_per_step + 4
     flat = lambda v: tree.ravel(v)[0]
-    return x, _report(flat(b), flat(x), flat(tree.sub(b, operator(x))), rtol, products, True)
+    return x, _report(b, flat(x), flat(tree.sub(b, operator(x))), rtol, products)
 
 
 def _report(
-    b: Float[Array, " d"], x: Float[Array, " d"], r: Float[Array, " d"], rtol: Any, products: Any,
-    finite: Any,
-) -> LinearInfo:  # fmt: skip
+    like: Point,
+    x: Float[Array, " d"],
+    r: Float[Array, " d"],
+    rtol: Any,
+    products: Any,
+    *,
+    finite: Any = True,
+    lowest: Any = None,
+) -> LinearInfo:
     """‖Kx‖ / ‖x‖ and ‖x‖ / ‖b‖ are all that such a solve has seen of ‖K‖ and ‖K⁻¹‖, from below:
-    hence the DOUBT."""
+    hence the DOUBT. `lowest` may say more."""
+    b, unravel = tree.ravel(like)
     kind, length, relative = b.dtype, jnp.linalg.norm(x), jnp.linalg.norm(r)
     largest = jnp.linalg.norm(b - r) / jnp.maximum(length, jnp.finfo(kind).tiny)
-    condition = jnp.maximum(largest * length, jnp.ones((), kind))
+    inverse = length if lowest is None else jnp.maximum(length, 1 / jnp.asarray(lowest, kind))
+    condition = jnp.maximum(largest * inverse, jnp.ones((), kind))
     success = judge(relative, length, kind, rtol=rtol, largest=largest, condition=condition)
     no = jnp.asarray(False)
     finite = finite & jnp.isfinite(relative) & jnp.isfinite(length)
+    doubt = samples(x, r, tree.random_like(b, seed=5))
     return LinearInfo(
         status=failure(success, finite=finite, indefinite=no, inconsistent=no),
         residual=relative,
@@ -262,4 +295,8 @@ def _report(
         condition=condition,
         products=products,
         factorisations=jnp.asarray(0),
+        doubt=jax.vmap(unravel)(doubt),
+        null=tree.zeros_like(like),
+        lowest=1 / jnp.maximum(inverse, jnp.finfo(kind).tiny),
+        slack=inconsistency(kind),
     )

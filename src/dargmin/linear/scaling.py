@@ -26,7 +26,10 @@ def scaling(
     frozen, x, theta = tree.stop_gradient((problem, x, theta))
     if problem.diagonal is not None:
         return frozen.diagonal(x, theta)
-    operator = (frozen.linear_system(x, theta) if system is None else system).operator
+    if system is None or problem.hvp is not None:
+        operator = frozen.hessian(x, theta)  # whose program can be read
+    else:
+        operator = system.operator
     found = jax.lax.stop_gradient(diagonal(operator, x, full_rank=True))
     if found is None:
         return None

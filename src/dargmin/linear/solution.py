@@ -4,9 +4,11 @@ from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dargmin import tree
 from dargmin.linear.recycling import Pairs
 from dargmin.status import Status, is_ok
 from dargmin.types import LinearMap, Point
@@ -16,10 +18,14 @@ class LinearInfo(eqx.Module):
     """How a linear solve went.
 
     `residual` is the true relative residual ‖b - Kx‖ / ‖b‖, and `error` the relative error of x
-    that it allows: `amplification` ‖K⁺‖ ‖b‖ / ‖x‖ times larger. That and `condition` come from
-    cheap estimates of ‖K⁺‖, from below; a solve that took no step has learnt nothing, and both
-    are 1. `products` counts applications of K, `factorisations` dense ones. `pairs` is what the
-    next, similar solve may recycle, where the solver was given some."""
+    that it allows: `amplification` ‖K⁺‖ ‖b‖ / ‖x‖ times larger; in the norm that the solver scales
+    to. That and `condition` come from cheap estimates of ‖K⁺‖, from below; a solve that took no
+    step has learnt nothing, and both are 1. `doubt` holds two samples of where an error of x may
+    point, as long as x (leaves (2, ...)); `null` is a vector that K maps to zero, where one was
+    met, or zeros. `products` counts applications of K, `factorisations` dense ones. `pairs` is
+    what the next, similar solve may recycle, where the solver was given some; `lowest` the smallest
+    stretch ‖Kv‖ / ‖v‖ that a Krylov solver met (of M⁻¹K, with a preconditioner), else infinite;
+    `slack` how much of b may lie outside the range of a singular K."""
 
     status: Any
     residual: Float[Array, "*batch"]
@@ -27,7 +33,11 @@ class LinearInfo(eqx.Module):
     condition: Float[Array, "*batch"]
     products: Int[Array, "*batch"]
     factorisations: Int[Array, "*batch"]
+    doubt: Point
+    null: Point
+    lowest: Float[Array, "*batch"]
     pairs: Pairs | None = None
+    slack: Float[Array, "*batch"] | None = None
 
     @property
     def error(self) -> Float[Array, "*batch"]:
@@ -65,14 +75,15 @@ def rounding(dtype: Any, condition: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.asarray(jnp.finfo(dtype).eps, dtype) * condition
 
 
-def largest_column(matrix: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:
-    """The largest norm of a column: at most ‖K‖₂, and within √d of it."""
-    return jnp.sqrt(jnp.max(jnp.sum(jnp.square(matrix), axis=-2), axis=-1))
+def samples(x: Point, *directions: Point) -> Point:
+    """The directions, each as long as x, stacked along a new first axis."""
+    length = tree.norm(x)
 
+    def scaled(v: Point) -> Point:
+        size = tree.norm(v)
+        return tree.scale(jnp.where(size > 0, length / jnp.where(size > 0, size, 1), 0), v)
 
-def singular_threshold(dtype: Any, d: int) -> Float[Array, ""]:
-    """4 √d ε: singular values below this share of the largest are rounding."""
-    return 4 * jnp.sqrt(jnp.asarray(d, dtype)) * jnp.asarray(jnp.finfo(dtype).eps, dtype)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(scaled, directions))
 
 
 def inconsistency(dtype: Any) -> Float[Array, ""]:

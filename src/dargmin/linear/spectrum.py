@@ -216,6 +216,11 @@ def prepare(problem: _Problem, x: Point, theta: Parameters) -> _Problem:
     spend seconds on working out XᵀX beforehand."""
     arrays, functions = eqx.partition(problem.convert_closures(x, theta), eqx.is_array)
     problem = eqx.combine(jax.lax.optimization_barrier(arrays), functions)
+    if isinstance(problem, Objective) and problem.hvp is not None and problem.agrees is None:
+        agrees = problem.product_agrees(x, theta)
+        problem = eqx.tree_at(
+            lambda p: p.agrees, problem, agrees, is_leaf=lambda leaf: leaf is None
+        )
     if isinstance(problem, Composite) and problem.step_size is None:
         step = 1 / smoothness(problem, x, theta)
         problem = eqx.tree_at(

@@ -1,16 +1,27 @@
 """∂ₓF u = r: the one linear solve behind every implicit derivative."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dargmin import tree
 from dargmin.linear.auto import Auto, trivial
+from dargmin.linear.lanes import in_every_lane
 from dargmin.linear.scaling import jacobi, scaling
-from dargmin.linear.solution import AbstractLinearSolver, LinearInfo, default_rtol
+from dargmin.linear.solution import (
+    AbstractLinearSolver,
+    LinearInfo,
+    default_rtol,
+    inconsistency,
+)
 from dargmin.problems import AbstractProblem, LinearSystem, Objective
-from dargmin.status import is_ok, poison
+from dargmin.problems.base import identity
+from dargmin.status import Status, is_ok, poison
 from dargmin.types import LinearMap, Parameters, Point
 
 
@@ -47,7 +58,8 @@ class LinearOptions(eqx.Module):
 
 
 class LinearSolution(eqx.Module):
-    """u, the Krylov unknown w that a later, similar solve may start from, and how it went."""
+    """u, the Krylov unknown w that a later, similar solve may start from, and how it went: with
+    `doubt` and `null` for u."""
 
     value: Point
     unknown: Point
@@ -82,7 +94,7 @@ def solve_linear(
     options = LinearOptions() if options is None else options
     problem, x, theta, rhs = tree.stop_gradient((problem, x, theta, rhs))
     system = problem.linear_system(x, theta)
-    preconditioner = _preconditioner(problem, x, theta, options, system)
+    preconditioner = preconditioner_of(problem, x, theta, options, system)
     if transpose:
         system = system.transpose(x)
         preconditioner = _transposed(preconditioner, system, x)
@@ -91,6 +103,9 @@ def solve_linear(
         system.operator, b, symmetric=system.symmetric, start=start,
         preconditioner=preconditioner, options=options,
     )  # fmt: skip
+    if system.after is not identity:
+        doubt, null = jax.vmap(system.after)(info.doubt), system.after(info.null)
+        info = dataclasses.replace(info, doubt=doubt, null=null)
     return LinearSolution(tree.add(system.beside(rhs), system.after(w)), w, info)
 
 
@@ -102,14 +117,20 @@ def solve_linear_differentiably(
     *,
     options: LinearOptions | None = None,
     throw: bool = True,
+    sources: Callable[[], Point] | None = None,
 ) -> Point:
     """u = (∂ₓF)⁻¹ r, differentiable in everything, forward and reverse, any number of times.
 
     A solve that fails, this one or one of its derivatives, raises if `throw`, and gives NaN
-    otherwise: never a finite wrong number."""
+    otherwise: never a finite wrong number.
+
+    `sources` gives typical right-hand sides r, stacked along a new first axis. Where a singular
+    system has solutions for all of them, their derivative exists, along the shortest way, and its
+    transpose too: a cotangent w then counts by its part in the range of ∂ₓFᵀ, as wᵀ(∂ₓF)⁺r has no
+    other."""
     options = LinearOptions() if options is None else options
     system = problem.linear_system(x, theta)
-    preconditioner = _preconditioner(problem, x, theta, options, system)
+    preconditioner = preconditioner_of(problem, x, theta, options, system)
     # As one vector: `custom_linear_solve` cannot be transposed where some leaves move and some
     # do not.
     b, unravel = tree.ravel(system.before(rhs))
@@ -117,15 +138,28 @@ def solve_linear_differentiably(
     def on_vectors(linear: LinearMap | None) -> LinearMap | None:
         return None if linear is None else lambda v: tree.ravel(linear(unravel(v)))[0]
 
-    def solver(preconditioner: LinearMap | None):
-        def solve(operator: LinearMap, b: Point) -> Point:
-            w, info = _normalised(
+    def in_range(info: LinearInfo) -> Bool[Array, ""]:
+        """Whether all sources are orthogonal to a null vector of the transposed system."""
+        assert sources is not None
+        flat = lambda r: tree.ravel(system.before(r))[0]
+        return orthogonal(jax.vmap(flat)(sources()), info)
+
+    def solver(preconditioner: LinearMap | None, in_range: Any = None):
+        def once(operator: LinearMap, b: Point) -> tuple[Point, LinearInfo]:
+            return _normalised(
                 operator, b, symmetric=system.symmetric, start=None,
                 preconditioner=preconditioner, options=options,
             )  # fmt: skip
+
+        def solve(operator: LinearMap, b: Point) -> Point:
+            if in_range is None or tree.size(b) == 0:
+                w, info = once(operator, b)
+                status = info.status
+            else:
+                w, status = _forgiving(once, operator, b, in_range)
             if throw:
-                return info.status.error_if(w, ~is_ok(info.status))
-            return poison(w, ~is_ok(info.status))
+                return status.error_if(w, ~is_ok(status))
+            return poison(w, ~is_ok(status))
 
         return solve
 
@@ -133,11 +167,54 @@ def solve_linear_differentiably(
         lambda v: tree.ravel(system.operator(unravel(v)))[0],
         b,
         solve=solver(on_vectors(preconditioner)),
-        transpose_solve=solver(on_vectors(_transposed(preconditioner, system, x))),
+        transpose_solve=solver(
+            on_vectors(_transposed(preconditioner, system, x)),
+            None if sources is None else in_range,
+        ),
         symmetric=system.symmetric,
     )
     w = unravel(vector)
     return tree.add(system.beside(rhs), system.after(w))
+
+
+def orthogonal(sources: Float[Array, "count d"], info: LinearInfo) -> Bool[Array, ""]:
+    """Whether ⟨r, n⟩ = 0 for every source r, for the null vector n of a solve, if it is not zero.
+
+    Up to rounding: of the terms of ⟨r, n⟩, and of n itself, which every coordinate has in its own
+    unit; `doubt` says how large these are."""
+    null, doubt = info.null, info.doubt
+    slack = inconsistency(null.dtype) if info.slack is None else info.slack
+    length = jnp.linalg.norm(doubt, axis=1, keepdims=True)
+    unit = jnp.max(jnp.abs(doubt) / jnp.where(length > 0, length, 1), axis=0)
+    terms = jnp.abs(sources) @ (jnp.abs(null) + jnp.linalg.norm(null) * unit)
+    small = jnp.abs(sources @ null) <= slack * terms
+    return jnp.all(small) & jnp.any(null != 0)
+
+
+def _forgiving(
+    once: Callable, operator: LinearMap, b: Float[Array, " d"], in_range: Callable
+) -> tuple[Float[Array, " d"], Any]:
+    """K w = b by `once`; where that is inconsistent and `in_range` allows it, K w = b - r without
+    the part r of b outside the range."""
+
+    def attempt(carry: Any) -> Any:
+        b, _, _, _, passes = carry
+        w, info = once(operator, b)
+        null = info.null
+        along = jnp.dot(null, b) / jnp.maximum(jnp.dot(null, null), jnp.finfo(b.dtype).tiny)
+        # A direct solver is through with the rest; an iterative one has stopped where it met n.
+        outside = jnp.where(info.factorisations > 0, b - operator(w), along * null)
+        candidate = (info.status == Status.inconsistent) & (passes == 0)
+        again = jax.lax.cond(
+            in_every_lane(~candidate),
+            lambda: jnp.asarray(False),
+            lambda: in_range(info),
+        )
+        return b - outside, w, info.status, candidate & again, passes + 1
+
+    begin = b, jnp.zeros_like(b), Status.ok, jnp.asarray(True), jnp.asarray(0)
+    _, w, status, _, _ = jax.lax.while_loop(lambda carry: carry[3], attempt, begin)
+    return w, status
 
 
 def _normalised(
@@ -167,10 +244,10 @@ def _normalised(
         preconditioner=preconditioner,
         rtol=rtol,
     )
-    return tree.scale(unit, w), info
+    return tree.scale(unit, w), dataclasses.replace(info, doubt=tree.scale(unit, info.doubt))
 
 
-def _preconditioner(
+def preconditioner_of(
     problem: AbstractProblem,
     x: Point,
     theta: Parameters,

@@ -58,7 +58,7 @@ class LBFGS(AbstractMethod):
         gradient = self._scaled(here.gradient)
         # the curvature along the gradient: the first step is as long as a line search would make it
         direction = self._direction(gradient, x)
-        curvature = tree.dot(direction, problem.linear_system(x, theta).operator(direction))
+        curvature = tree.dot(direction, problem.curvature(x, theta, direction))
         squared = jnp.vdot(gradient, gradient)
         exact = squared / jnp.where(curvature > 0, curvature, 1)
         unit = 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1))

@@ -45,7 +45,8 @@ class ConjugateGradient(AbstractMethod):
         rho = tree.dot(gradient, gradient)
         rho = jnp.where(rho > (10 * jnp.finfo(rho.dtype).eps * size) ** 2, rho, 0)
         p = tree.axpy(_quotient(rho, squared), previous, tree.scale(-1.0, gradient))
-        curvature = tree.dot(p, problem.linear_system(x, theta).operator(p))
+        assert isinstance(problem, Objective)
+        curvature = tree.dot(p, problem.curvature(x, theta, p))
         following = tree.axpy(_quotient(rho, curvature), p, x)
         # ∇f is a sum of terms of the size of ‖H‖‖x‖ and ‖∇f(x_0)‖, and rounded accordingly.
         x, p_, curvature = tree.stop_gradient((x, p, curvature))
@@ -135,7 +136,9 @@ def _newton_direction(
     b = tree.scale(-1 / unit, gradient)
     system = problem.linear_system(x, theta)
     preconditioner = jacobi(scaling(problem, x, theta, system))
-    found = run(system.operator, b, preconditioner, rtol=eta, max_steps=limit)
+    own = lambda v: problem.curvature(x, theta, v)
+    product = system.operator if problem.hvp is None else own
+    found = run(product, b, preconditioner, rtol=eta, max_steps=limit)
     descends = (tree.dot(found.x, b) > 0) & tree.all_finite(found.x)
     return tree.scale(unit, tree.where(descends, found.x, b)), found.steps
 
@@ -147,7 +150,7 @@ def _newton_direction_jvp(primals: Any, tangents: Any) -> Any:
     direction, products = _newton_direction(problem, x, theta, gradient, accuracy)
 
     def product(problem: Objective, x: Point, theta: Parameters) -> Point:
-        return problem.linear_system(x, theta).operator(direction)
+        return problem.curvature(x, theta, direction)
 
     _, change = eqx.filter_jvp(product, (problem, x, theta), tangents[:3])
     change = tree.add(tree.fill(change, x), tree.fill(tangents[3], x))

@@ -1,6 +1,8 @@
 """Implicit and Neumann: derivatives of the solution, by formulas at a frozen point."""
 
+import dataclasses
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,15 +13,18 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from dargmin import tree
 from dargmin.linear import (
     AbstractLinearSolver,
+    Auto,
     LinearOptions,
+    LinearSolution,
     prepare,
     smoothness,
     solve_linear,
     solve_linear_differentiably,
 )
+from dargmin.linear.matrix import Beside
 from dargmin.loop import Run, freeze
 from dargmin.modes.base import FAILED, AbstractMode, conclude, is_whole, no_derivative, withhold
-from dargmin.problems import AbstractProblem, Composite, FixedPoint
+from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective
 from dargmin.problems.base import constant
 from dargmin.solution import Solution
 from dargmin.status import Status, describe, is_ok, poison
@@ -105,7 +110,7 @@ class Implicit(AbstractFrozenMode):
         if not self.polish:
             return _implicit(problem, x, theta, (options, throw, doubted))
         frozen, constants = tree.stop_gradient((problem, theta))
-        step = solve_linear(frozen, x, constants, frozen.residual(x, constants), options=options)
+        step = _newton_step(frozen, x, constants, options)
         corrected = tree.sub(x, poison(step.value, ~is_ok(step.info.status)))
         moving = _implicit(problem, corrected, theta, (options, throw, False))
         if doubted:
@@ -123,11 +128,12 @@ class Implicit(AbstractFrozenMode):
     ) -> str:
         problem, rhs = _right_hand_side(problem, x, theta, tangent, cotangent)
         options, transpose = self.options.convert_closures(x), cotangent is not None
+        step = _newton_step(problem, x, theta, options)
+        if bool(is_ok(step.info.status) & solves_nothing(x, step.value)):
+            return NO_SOLUTION
+        options = _beside(options, problem, x, theta)
         info = solve_linear(problem, x, theta, rhs, transpose=transpose, options=options).info
-        if not bool(is_ok(info.status)):
-            return describe(info.status)
-        step = solve_linear(problem, x, theta, problem.residual(x, theta), options=options)
-        return NO_SOLUTION if bool(solves_nothing(x, step.value)) else FAILED
+        return FAILED if bool(is_ok(info.status)) else describe(info.status)
 
 
 @eqx.filter_custom_jvp
@@ -142,13 +148,57 @@ def _implicit_jvp(primals: Any, tangents: Any) -> tuple[Point, Point]:
     x = _implicit(problem, x, theta, (options, throw, doubted))
     change = parameter_change(problem, x, theta, (tangents[0], tangents[2]))
     rhs = tree.scale(-1.0, change)
-    dx = solve_linear_differentiably(problem, x, theta, rhs, options=options, throw=throw)
+    moving = jax.tree.map(jnp.zeros_like, (tangents[0], tangents[2]))
+    sources = partial(_sources, tree.stop_gradient((problem, x, theta)), moving)
+    dx = solve_linear_differentiably(
+        problem, x, theta, rhs, options=_beside(options, problem, x, theta), throw=throw,
+        sources=sources,
+    )  # fmt: skip
     if doubted:
         at, frozen, constants = tree.stop_gradient((x, problem, theta))
-        step = solve_linear(frozen, at, constants, frozen.residual(at, constants), options=options)
+        step = _newton_step(frozen, at, constants, options)
         wrong = is_ok(step.info.status) & solves_nothing(at, step.value)
         dx = tree.scale(no_derivative(wrong, x, NO_SOLUTION, throw), dx)
     return x, dx
+
+
+def _beside(
+    options: LinearOptions, problem: AbstractProblem, x: Point, theta: Parameters
+) -> LinearOptions:
+    """The same options, for a Hessian that is taken at x, which solves not quite: if the solver is
+    one that asks for it, and no other choice was made."""
+    solver = Auto() if options.solver is None else options.solver
+    if not isinstance(problem, Objective) or not isinstance(solver, Auto):
+        return options
+    if not isinstance(solver.undetermined, float) or solver.undetermined != 0:
+        return options
+    problem, x, theta = tree.stop_gradient((problem, x, theta))
+    beside = Beside.at(problem.residual(x, theta), x)
+    return dataclasses.replace(options, solver=dataclasses.replace(solver, undetermined=beside))
+
+
+def _newton_step(
+    problem: AbstractProblem, x: Point, theta: Parameters, options: LinearOptions
+) -> LinearSolution:
+    """(∂ₓF)⁻¹F, not differentiable."""
+    options = _beside(options, problem, x, theta)
+    return solve_linear(problem, x, theta, problem.residual(x, theta), options=options)
+
+
+def _sources(at: Any, moving: Any) -> Point:
+    """∂_θF θ̇ for pseudo-random directions θ̇ of what moves, stacked along a new first axis: one for
+    each leaf, which has its own units; or for up to 8 groups of leaves."""
+    leaves, structure = jax.tree.flatten(moving)
+    count = max(min(len(leaves), 8), 1)
+
+    def alone(i: int, draw: Array) -> Array:
+        mine = jnp.arange(count) == i % count
+        return jnp.where(mine.reshape(-1, *[1] * draw.ndim), draw, jnp.zeros_like(draw))
+
+    directions = [alone(i, draw) for i, draw in enumerate(tree.random_like(leaves, seed=6))]
+    problem, x, theta = at
+    along = lambda direction: parameter_change(problem, x, theta, direction)
+    return jax.vmap(along, axis_size=count)(jax.tree.unflatten(structure, directions))
 
 
 NO_SOLUTION = (

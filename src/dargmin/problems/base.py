@@ -11,14 +11,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dargmin import tree
 from dargmin.problems.structure import hessian_is_constant
 from dargmin.types import LinearMap, Parameters, Point, PointFunction, ScalarFunction
 
 
-def _identity(v: Any) -> Any:
+def identity(v: Any) -> Any:
+    """v."""
     return v
 
 
@@ -39,15 +40,15 @@ class LinearSystem(eqx.Module):
 
     operator: LinearMap  # K
     symmetric: bool
-    before: LinearMap = _identity  # A
+    before: LinearMap = identity  # A
     beside: LinearMap = _zero  # B
-    after: LinearMap = _identity  # C
+    after: LinearMap = identity  # C
 
     def transpose(self, like: Point) -> "LinearSystem":
         """∂ₓFᵀ u = r, solved as u = Bᵀ r + Aᵀ (Kᵀ)⁺ Cᵀ r, on pytrees like `like`."""
 
         def flip(linear: LinearMap) -> LinearMap:
-            if linear is _identity or linear is _zero:
+            if linear is identity or linear is _zero:
                 return linear
             transposed = jax.linear_transpose(linear, like)
             return lambda v: transposed(v)[0]
@@ -98,7 +99,11 @@ class Objective(AbstractProblem):
     has_aux : bool
         Whether f returns (value, auxiliary data).
     hvp : callable, (x, theta, v) -> pytree like x, optional
-        An own product with the Hessian (or Gauss-Newton matrix); symmetric."""
+        An own product with the Hessian, or with a symmetric stand-in such as the Gauss-Newton
+        matrix. It is compared with the Hessian of f once, where a computation begins. If they
+        agree it serves everywhere; if not, methods walk with it, and derivatives take the Hessian.
+        A problem whose derivatives are to use a stand-in declares it in a `linear_system` of its
+        own."""
 
     f: ScalarFunction
     mu: Float[Array, "*batch"] | None
@@ -107,6 +112,7 @@ class Objective(AbstractProblem):
     diagonal: Callable | None
     has_aux: bool = eqx.field(static=True)
     hvp: Callable | None
+    agrees: Bool[Array, "*batch"] | None = eqx.field(init=False)
 
     def __init__(
         self,
@@ -123,6 +129,7 @@ class Objective(AbstractProblem):
         self.f = f
         self.mu, self.L = constant(mu), constant(L)
         self.quadratic, self.diagonal, self.has_aux, self.hvp = quadratic, diagonal, has_aux, hvp
+        self.agrees = None
 
     def value(self, x: Point, theta: Parameters) -> Float[Array, ""]:
         """f(x, θ)."""
@@ -146,26 +153,53 @@ class Objective(AbstractProblem):
         return jax.value_and_grad(self.value)(x, theta)
 
     def linear_system(self, x: Point, theta: Parameters) -> LinearSystem:
-        if self.hvp is not None:
-            product = self.hvp
-            return LinearSystem(lambda v: product(x, theta, v), symmetric=True)
-        _, hessian = jax.linearize(lambda x: self.residual(x, theta), x)
-        return LinearSystem(hessian, symmetric=True)
+        if self.hvp is None or self.agrees is None:
+            return LinearSystem(self.hessian(x, theta), symmetric=True)
+        residual = lambda x: self.residual(x, theta)
+
+        def product(v: Point) -> Point:
+            own = lambda v: self.curvature(x, theta, v)
+            # In reverse: f may have a rule of its own, which knows no other way.
+            return jax.lax.cond(self.agrees, own, lambda v: jax.vjp(residual, x)[1](v)[0], v)
+
+        return LinearSystem(product, symmetric=True)
+
+    def hessian(self, x: Point, theta: Parameters) -> LinearMap:
+        """v -> ∇²ₓf(x, θ) v, by differentiating f."""
+        return jax.linearize(lambda x: self.residual(x, theta), x)[1]
+
+    def curvature(self, x: Point, theta: Parameters, v: Point) -> Point:
+        """The product with v that a method walks with: `hvp`, or that with the Hessian."""
+        return self.hessian(x, theta)(v) if self.hvp is None else self.hvp(x, theta, v)
+
+    def product_agrees(self, x: Point, theta: Parameters) -> Bool[Array, ""]:
+        """Whether `hvp` is the product with the Hessian: on a pseudo-random vector, near x and not
+        at it, where they may happen to be equal."""
+        x, theta, frozen = tree.stop_gradient((x, theta, self))
+        aside = lambda u, draw: u + 0.01 * draw * (1 + jnp.abs(u))
+        x, v = jax.tree.map(aside, x, tree.random_like(x, seed=8)), tree.random_like(x, seed=9)
+        (true,) = jax.vjp(lambda x: frozen.residual(x, theta), x)[1](v)
+        off = tree.norm(tree.sub(frozen.curvature(x, theta, v), true))
+        allowed = jnp.sqrt(jnp.asarray(jnp.finfo(off.dtype).eps, off.dtype)) * tree.norm(true)
+        return off <= allowed
 
     def is_quadratic(self, x: Point, theta: Parameters) -> bool:
         """Whether ∇²ₓf is the same at every x: as declared, or proved from the program."""
         if self.quadratic is not None:
             return self.quadratic
-        return hessian_is_constant(self.residual, x, theta)
+        return hessian_is_constant(self.value, x, theta)
 
     def convert_closures(self, x: Point, theta: Parameters) -> Any:
         hvp, diagonal = self.hvp, self.diagonal
-        return dataclasses.replace(
+        converted = dataclasses.replace(
             self,
             f=eqx.filter_closure_convert(self.f, x, theta),
             hvp=None if hvp is None else eqx.filter_closure_convert(hvp, x, theta, x),
             diagonal=None if diagonal is None else eqx.filter_closure_convert(diagonal, x, theta),
             quadratic=self.is_quadratic(x, theta),
+        )
+        return eqx.tree_at(
+            lambda p: p.agrees, converted, self.agrees, is_leaf=lambda leaf: leaf is None
         )
 
 
