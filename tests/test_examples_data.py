@@ -43,6 +43,7 @@ def test_a_penalty_for_each_feature_pays_off_on_many_rows_and_overfits_few(tmp_p
     check_figure(tmp_path / "feature_penalties.png")
 
 
+@pytest.mark.slow
 def test_ten_learnt_images_train_better_than_ten_centroids_or_real_ones(tmp_path):
     found = run_of("distillation")(
         out=tmp_path, per_class=(1,), steps=15, draws=2, seeds=1, penalties=np.exp([-3.0, -6.0])

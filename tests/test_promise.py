@@ -168,7 +168,7 @@ def along(q, x, theta):
     return q @ x
 
 
-@pytest.mark.parametrize("d", [66, 300])
+@pytest.mark.parametrize("d", [66, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_hypergradient_that_cancels_to_a_thousandth_is_still_right(d):
     rng = np.random.default_rng(d)
     H, r, b, q = np.geomspace(1, 1e-4, d), *rng.normal(size=(3, d))
@@ -276,6 +276,7 @@ def wide_network(inputs, targets, x, log_decay):
     return network(inputs, targets, 50, x, log_decay)
 
 
+@pytest.mark.slow  # compiles for long
 def test_a_network_from_zero_weights_ends_at_a_minimum_or_is_flagged():
     rng = np.random.default_rng(0)
     inputs, targets = rng.normal(size=(30, 4)), rng.normal(size=30) + 0.5
@@ -481,6 +482,7 @@ def test_a_solution_among_many_moves_by_the_shortest_way():
         assert np.linalg.norm(null) < 1e-3 * np.linalg.norm(moved)
 
 
+@pytest.mark.slow  # compiles for long
 def test_a_warm_start_among_many_solutions_does_not_drift():
     rng = np.random.default_rng(0)
     A, dA = rng.normal(size=(2, 4, 2))
@@ -587,6 +589,7 @@ def logistic_loss(X, y, w, theta):
     return jnp.mean(jax.nn.softplus(-y * (X @ w)))
 
 
+@pytest.mark.slow  # compiles for long
 def test_tied_columns_leave_the_predictions_of_an_l1_model_their_derivative():
     rng = np.random.default_rng(0)
     X, Z = rng.normal(size=(40, 4)), rng.normal(size=(20, 4))
@@ -629,6 +632,7 @@ def scaled_loss(X, y, unit, x, theta):
     return jnp.mean(jax.nn.softplus(-y * (X @ (x / unit))))
 
 
+@pytest.mark.slow  # compiles for long
 def test_single_precision_and_units_of_1e6_are_right_or_flagged():
     rng = np.random.default_rng(0)
     X, Z = rng.normal(size=(30, 5)), rng.normal(size=(20, 5))
@@ -679,6 +683,7 @@ def process():
     return points, np.sign(np.sin(2 * points) + 0.3 * rng.normal(size=40))
 
 
+@pytest.mark.slow  # compiles for long
 @pytest.mark.parametrize("length", [-1.0, 0.0])
 def test_a_gaussian_process_in_single_precision_is_right_or_flagged(length):
     data = tuple(jnp.asarray(array, jnp.float32) for array in process())
@@ -757,6 +762,7 @@ def assert_most_reached(outer, f, starts, theta):
     assert reached >= 0.9 * len(starts), f"{reached} of {len(starts)}"
 
 
+@pytest.mark.slow  # compiles for long
 def test_small_networks_are_trained_to_a_minimum_from_random_starts():
     rng = np.random.default_rng(0)
     data = [(z, np.sin(2 * z[:, 0]) * z[:, 1]) for z in rng.normal(size=(2, 20, 2))]
@@ -770,6 +776,7 @@ def wells(C, b, x, theta):
     return 0.25 * jnp.sum((x**2 - 1) ** 2) + 0.5 * x @ C @ x - theta * (b @ x)
 
 
+@pytest.mark.slow  # compiles for long
 def test_wells_are_reached_from_indefinite_starts():
     rng = np.random.default_rng(0)
     C, b, q = rng.normal(size=(6, 6)), *rng.normal(size=(2, 6))
@@ -837,6 +844,7 @@ def test_a_log_barrier_is_reached():
     assert_promise(h.gradient, h.certificate, truth, oracle=1e-5)
 
 
+@pytest.mark.slow  # compiles for long
 def test_a_gaussian_process_in_its_own_coordinates_is_reached():
     data = tuple(map(jnp.asarray, process()))
     f, outer = Partial(latent, *data), Partial(latent_loss, data[1])
@@ -847,6 +855,7 @@ def test_a_gaussian_process_in_its_own_coordinates_is_reached():
     assert_promise(h.gradient, h.certificate, difference(f, outer, h.x, theta), oracle=1e-5)
 
 
+@pytest.mark.slow  # compiles for long
 def test_random_projections_on_the_simplex_are_reached():
     for seed in range(8):
         t, tangent = np.random.default_rng(seed).normal(size=(2, 10))

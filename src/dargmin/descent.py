@@ -100,7 +100,7 @@ def rounded_step(
 class _Descent(eqx.Module):
     here: Landing
     at: Correction
-    close: Bool[Array, ""]
+    close: Int[Array, ""]  # how many of the last steps ended close to a solution
     moving: Bool[Array, ""]
     rounds: Int[Array, ""]
 
@@ -108,7 +108,8 @@ class _Descent(eqx.Module):
 def descend(
     problem: Objective, x: Point, theta: Parameters, *, near: float, max_rounds: int
 ) -> Correction:
-    """Newton steps from x until what is left of the way is `near` times ‖x̂‖, or rounding. Not
+    """Newton steps from x until what is left of the way is `near` times ‖x̂‖, or rounding, after two
+    of them: one that ends on the floor of a valley does not know how far that goes. Not
     differentiable."""
     problem, x, theta = tree.stop_gradient((problem, x, theta))
     here = Landing.at(problem, x, theta)
@@ -120,14 +121,15 @@ def descend(
         reached = solver.measure(at.x)
         left = solver.measure(at.offset)
         close = at.settled & (left <= near * reached + rounded_step(solver, reached, x))
-        return _Descent(there, at, close, at.distance > 0, state.rounds + 1)
+        count = jnp.where(close, state.close + 1, 0)
+        return _Descent(there, at, count, at.distance > 0, state.rounds + 1)
 
     def unfinished(state: Any) -> Bool[Array, ""]:
-        return (state.rounds < max_rounds) & ~state.close & state.moving
+        return (state.rounds < max_rounds) & (state.close < 2) & state.moving
 
-    residual, no = tree.norm(here.gradient), jnp.asarray(False)
+    residual, zero = tree.norm(here.gradient), jnp.asarray(0)
     finite = jnp.isfinite(residual)
-    start = _Descent(here, Correction.none(x, residual, settled=False), no, finite, jnp.asarray(0))
+    start = _Descent(here, Correction.none(x, residual, settled=False), zero, finite, zero)
     start, static = eqx.partition(start, eqx.is_array)
     whole = lambda arrays: eqx.combine(arrays, static)
     end = jax.lax.while_loop(
@@ -135,7 +137,8 @@ def descend(
         lambda a: tree.strong(eqx.filter(body(whole(a)), eqx.is_array)),
         tree.strong(start),
     )
-    at = whole(end).at
+    at, over = whole(end).at, whole(end).close >= 2
+    settled = at.settled & (over | ~whole(end).moving)
     status = Status.where(finite, at.status, Status.nonfinite)
-    where = lambda c: (c.distance, c.status)
-    return eqx.tree_at(where, at, (tree.norm(tree.sub(at.x, x)), status))
+    where = lambda c: (c.distance, c.status, c.settled)
+    return eqx.tree_at(where, at, (tree.norm(tree.sub(at.x, x)), status, settled))

@@ -105,6 +105,8 @@ def sensitivity(
     check_arguments(problem, method, steps, rtol, atol)
     x0 = tree.as_point(x0)
     theta = tree.in_precision_of(x0, tree.as_arrays(theta))
+    if not jax.tree.leaves(eqx.filter(theta, eqx.is_inexact_array)):
+        raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
     tangent, batched = _tangents(tangent, eqx.filter(theta, eqx.is_inexact_array))
     if mode is not None and not isinstance(mode, Implicit):
         raise ValueError(
