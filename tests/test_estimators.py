@@ -82,7 +82,8 @@ def test_elastic_net_has_the_coefficients_of_scikit_learn(l1_ratio: Any) -> None
     assert_same_fit(ours, theirs.fit(X, y))
 
 
-@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 3])
 def test_logistic_regression_has_the_coefficients_of_scikit_learn(classes: int) -> None:
     X, y = standard(load_wine)
     y = np.array(["a", "b", "c"])[np.minimum(y, classes - 1)]
