@@ -208,6 +208,7 @@ t.logistic(optax.adam(0.1), 9, mode=t.Implicit(t.CG()), checkpoint={path!r}, cal
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     path = tmp_path / "outer.npz"
     program = KILLED.format(tests=str(Path(__file__).parent), path=str(path))
@@ -296,6 +297,7 @@ def test_the_loop_compiles_once():
     assert counts[0] > 0 and counts == [counts[0]] * 7
 
 
+@pytest.mark.slow
 def test_folds_share_one_solve_with_x_stacked():
     folds = np.arange(60).reshape(3, 20)
     rest = np.stack([np.setdiff1d(np.arange(60), fold) for fold in folds])

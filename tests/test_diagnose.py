@@ -29,6 +29,7 @@ def per_feature(w, theta):
     return jnp.vdot(residual, residual) / 80 + 0.5 * jnp.sum(jnp.exp(theta) * w**2)
 
 
+@pytest.mark.slow
 def test_a_diagnosis_measures_what_the_recursion_does_and_predicts_it():
     method = dargmin.GradientDescent(2 / (MU + L))
     d = diagnose(RIDGE.problem, method, X0, jnp.asarray(THETA), steps=300)

@@ -75,6 +75,7 @@ def test_separate_penalties_are_ridge_on_rescaled_features() -> None:
 
 
 @pytest.mark.parametrize("l1_ratio", [None, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_elastic_net_has_the_coefficients_of_scikit_learn(l1_ratio: Any) -> None:
     X, y = standard(load_diabetes)
     ours = TunedElasticNet(l1_ratio=l1_ratio).fit(X, y)
@@ -163,6 +164,7 @@ def test_groups_share_a_penalty() -> None:
     assert model.penalty_[-1] > 10 * model.penalty_[0]
 
 
+@pytest.mark.slow
 def test_a_loss_that_no_penalty_changes_has_a_gradient_of_zero_and_says_so() -> None:
     # One row trains in each fold: its fit is a constant, whatever the penalty.
     X, y = standard(load_diabetes)
@@ -178,6 +180,7 @@ def test_the_unit_of_the_target_does_not_change_the_penalty() -> None:
     assert tiny.penalty_ == pytest.approx(one.penalty_, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_validation_set_decides_and_is_not_fitted() -> None:
     X, y = regression()
     ours = TunedRidge().fit(X[:80], y[:80], validation=(X[80:], y[80:]))

@@ -92,6 +92,7 @@ def poisson(w, theta):
     return jnp.mean(jnp.exp(Xw) - COUNTS * Xw) + 0.5 * jnp.exp(theta) * jnp.sum(w**2)
 
 
+@pytest.mark.slow
 def test_off_the_quadratics_all_that_a_plan_says_was_run_and_what_diverges_is_called_that():
     problem, x0, theta = dargmin.Objective(poisson), 2.5 * jnp.ones(8), jnp.asarray(-3.0)
     p = plan(problem, x0, theta, steps=25)

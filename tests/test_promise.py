@@ -209,6 +209,7 @@ def test_a_slow_direction_that_hides_in_the_residual_is_found():
     assert_sensitivity(problem, jnp.zeros(66), 1.0, 1.0, x, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_slow_direction_that_hides_from_a_fixed_point_is_found():
     data, x = hidden(100, 1e-4, 1e-5)
     problem = FixedPoint(Partial(nearly_still, *data))
@@ -383,6 +384,7 @@ def entropic(x, b):
     return -(x[0] + b * x[1]) + 0.03 * jnp.sum(xlogy(x, x))
 
 
+@pytest.mark.slow
 def test_a_solution_in_a_corner_of_the_simplex_is_reached_or_flagged():
     s = assert_sensitivity(
         Composite(entropic, prox.simplex(1.0)), jnp.array([0.5, 0.5]), 0.7, 1.0, CORNER
@@ -822,6 +824,7 @@ def test_a_small_hessian_is_no_singular_one():
     assert_sensitivity(Objective(tiny), x0, theta, theta, (1, 0.5, 0.25), must=True)
 
 
+@pytest.mark.slow
 def test_a_flat_start_is_left_behind():
     assert_sensitivity(Objective(exponential), -30.0, 1.0, 1.0, 1.0, must=True)
     assert_hypergradient(coordinate, Objective(exponential), -30.0, 1.0, 1.0, must=True)
@@ -833,6 +836,7 @@ def barrier(c, x, theta):
     return c @ x + theta * x[0] - 1e-3 * (jnp.sum(slack[0]) + slack[1])
 
 
+@pytest.mark.slow
 def test_a_log_barrier_is_reached():
     rng = np.random.default_rng(0)
     c, q = rng.normal(size=(2, 5))
