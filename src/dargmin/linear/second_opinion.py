@@ -14,7 +14,6 @@ from dargmin.linear.cg import CG
 from dargmin.linear.dense import BlockDense, Dense
 from dargmin.linear.krylov import smallest_stretch
 from dargmin.linear.system import LinearOptions, preconditioner_of
-from dargmin.linear.work import SMALL
 from dargmin.problems import AbstractProblem
 from dargmin.types import LinearMap, Parameters, Point
 
@@ -55,11 +54,10 @@ def second_opinion(
 def hides(problem: AbstractProblem, x: Point, options: LinearOptions) -> bool:
     """Whether there may be directions that the right-hand sides hide from the linear solver: it
     may be a Krylov method."""
-    solver = options.solver
-    direct = isinstance(solver, Dense | BlockDense)
-    chosen = solver is not None and not isinstance(solver, Auto)
-    small = not chosen and tree.size(x) <= SMALL * (options.blocks or 1)
-    return not (direct or small or tree.size(x) == 0)
+    solver = Auto() if options.solver is None else options.solver
+    if isinstance(solver, Auto):
+        return tree.size(x) > solver.small * (solver.blocks or 1)
+    return not isinstance(solver, Dense | BlockDense) and tree.size(x) > 0
 
 
 def _symmetric(
