@@ -27,7 +27,7 @@ from dargmin.linear import LinearOptions, factored
 from dargmin.linear.lanczos import STEP_SIZE_STEPS
 from dargmin.linear.second_opinion import hides
 from dargmin.linear.solution import default_rtol
-from dargmin.loop import Run
+from dargmin.loop import Run, repeat
 from dargmin.methods import Landing
 from dargmin.problems import AbstractProblem, Composite, Objective
 from dargmin.quantity import AbstractQuantity, Derivative
@@ -117,7 +117,7 @@ def reach(
         looked=jnp.asarray(False), escapes=zero, cost=cost,
     )  # fmt: skip
     # With the factor of a constant Hessian there is nothing that a second round could improve.
-    end = body(state) if known is not None else _loop(unfinished, body, state)
+    end = body(state) if known is not None else repeat(unfinished, body, state)
     certificate = _certificate(problem, theta, end, goal, x0)
     return Outcome(end.x, end.derivative, certificate, end.cost, end.steps)
 
@@ -184,17 +184,6 @@ def _blank(quantity: AbstractQuantity, *arguments: Any) -> Derivative:
         lambda s: jnp.zeros(s.shape, s.dtype) if isinstance(s, jax.ShapeDtypeStruct) else s, struct
     )
     return eqx.tree_at(lambda d: d.unknown, blank, arguments[3])
-
-
-def _loop(unfinished: Any, body: Any, state: State) -> State:
-    """A `while_loop` whose carry keeps its dtypes, weak types dropped."""
-    arrays, static = eqx.partition(state, eqx.is_array)
-    end = jax.lax.while_loop(
-        lambda a: unfinished(eqx.combine(a, static)),
-        lambda a: tree.strong(eqx.filter(body(eqx.combine(a, static)), eqx.is_array)),
-        tree.strong(arrays),
-    )
-    return eqx.combine(end, static)
 
 
 def refuse_derivatives(tree: Any) -> Any:

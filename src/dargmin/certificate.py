@@ -18,22 +18,19 @@ from dargmin.checks import blames_arguments, check_outer
 from dargmin.descent import descend
 from dargmin.kinks import nonsmooth_within
 from dargmin.linear import (
-    Auto,
     Correction,
     LinearOptions,
     newton_correction,
     prepare,
     solve_linear,
 )
-from dargmin.linear.lanes import in_every_lane
-from dargmin.linear.matrix import Beside
 from dargmin.linear.second_opinion import hides, second_opinion
 from dargmin.linear.solution import LinearInfo, default_rtol, inconsistency, rounding
 from dargmin.linear.work import SMALL
 from dargmin.loop import Run, freeze
 from dargmin.methods import ProximalGradient
 from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective, Root
-from dargmin.stationary import is_degenerate
+from dargmin.stationary import degeneracy
 from dargmin.status import Status, first_failure, is_ok, raise_if_failed
 from dargmin.types import Parameters, Point
 
@@ -176,9 +173,7 @@ def _certify(
     options = LinearOptions(rtol=max(1e-6, default_rtol(kind)))
     residual = tree.norm(problem.residual(x, theta))
     at = settle(problem, x, theta, options)
-    if isinstance(problem, Objective):  # motions that change nothing have some curvature there
-        beside = Beside.at(problem.residual(at.x, theta), at.x)
-        options = dataclasses.replace(options, solver=Auto(undetermined=beside))
+    options = options.beside(problem, at.x, theta)
     if form == "jvp":
         error, implicit, info = _tangent_error(problem, at.x, theta, direction, claim, options)
         reference, shared = implicit, info.error * tree.norm(error)
@@ -203,7 +198,8 @@ def _certify(
         shared = shared * jnp.where(missed, info.lowest / said.lowest, 1)
         saddle = Status.where(said.negative, Status.not_positive_definite, Status.ok)
         status = first_failure(status, saddle)
-    status = first_failure(status, _degenerate(problem, at.x, theta, info, options))
+    inverse = lambda r: solve_linear(problem, at.x, theta, r, options=options).value
+    status = first_failure(status, degeneracy(problem, at.x, theta, info.null, inverse))
     condition = jnp.maximum(at.condition, info.condition)
     blind = jnp.isinf(info.lowest) & (rounding(kind, condition) > BLIND)
     blind = Status.where(blind, Status.linear_solve_failed, Status.ok)
@@ -222,22 +218,6 @@ def _certify(
     if rtol is not None:
         status = first_failure(status, accuracy_status(absolute, scale, rtol, atol))
     return Certificate(relative, absolute, scale, status, residual, at.distance)
-
-
-def _degenerate(
-    problem: AbstractProblem, x: Point, theta: Parameters, info: LinearInfo, options: LinearOptions
-) -> Any:
-    """The status `degenerate`, where the solve that was met with a null vector is of that kind."""
-    if isinstance(problem, Composite):  # singular wherever the prox is flat
-        return Status.ok
-    singular = tree.norm(info.null) > 0
-    inverse = lambda r: solve_linear(problem, x, theta, r, options=options).value
-    degenerate = singular & jax.lax.cond(
-        in_every_lane(~singular),
-        lambda: jnp.asarray(False),
-        lambda: is_degenerate(problem, x, theta, inverse),
-    )
-    return Status.where(degenerate, Status.degenerate, Status.ok)
 
 
 def settle(

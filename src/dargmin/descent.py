@@ -1,9 +1,6 @@
 """Newton's method downhill: a factor of the Hessian, a step with it, and where that led."""
 
-from typing import Any
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -11,6 +8,7 @@ from dargmin import tree
 from dargmin.linear import Correction, Factored, factored
 from dargmin.linear.matrix import Beside
 from dargmin.linear.newton import GAIN, NEAR
+from dargmin.loop import repeat
 from dargmin.methods import Landing, armijo
 from dargmin.problems import Objective
 from dargmin.status import Status
@@ -124,21 +122,15 @@ def descend(
         count = jnp.where(close, state.close + 1, 0)
         return _Descent(there, at, count, at.distance > 0, state.rounds + 1)
 
-    def unfinished(state: Any) -> Bool[Array, ""]:
+    def unfinished(state: _Descent) -> Bool[Array, ""]:
         return (state.rounds < max_rounds) & (state.close < 2) & state.moving
 
     residual, zero = tree.norm(here.gradient), jnp.asarray(0)
     finite = jnp.isfinite(residual)
     start = _Descent(here, Correction.none(x, residual, settled=False), zero, finite, zero)
-    start, static = eqx.partition(start, eqx.is_array)
-    whole = lambda arrays: eqx.combine(arrays, static)
-    end = jax.lax.while_loop(
-        lambda a: unfinished(whole(a)),
-        lambda a: tree.strong(eqx.filter(body(whole(a)), eqx.is_array)),
-        tree.strong(start),
-    )
-    at, over = whole(end).at, whole(end).close >= 2
-    settled = at.settled & (over | ~whole(end).moving)
+    end = repeat(unfinished, body, start)
+    at = end.at
+    settled = at.settled & ((end.close >= 2) | ~end.moving)
     status = Status.where(finite, at.status, Status.nonfinite)
     where = lambda c: (c.distance, c.status, c.settled)
     return eqx.tree_at(where, at, (tree.norm(tree.sub(at.x, x)), status, settled))

@@ -59,6 +59,18 @@ class Run(eqx.Module):
         return dataclasses.replace(carry, state=state)
 
 
+def repeat(unfinished: Any, body: Any, state: Any) -> Any:
+    """`body`, as long as the state is `unfinished`: a `while_loop` over a state that may have other
+    leaves than arrays, and whose arrays keep their dtypes, weak types dropped."""
+    arrays, static = eqx.partition(state, eqx.is_array)
+    end = jax.lax.while_loop(
+        lambda a: unfinished(eqx.combine(a, static)),
+        lambda a: tree.strong(eqx.filter(body(eqx.combine(a, static)), eqx.is_array)),
+        tree.strong(arrays),
+    )
+    return eqx.combine(end, static)
+
+
 def converged(carry: Carry, tol: Float[Array, ""] | None) -> Bool[Array, ""]:
     """Whether the run is over before its steps are: ‖F‖ ≤ tol, or NaN, from which none returns."""
     if tol is None:
@@ -76,19 +88,16 @@ def freeze(
     (Carry, Carry)
         Where the run stands, and where it stood one step before."""
     run, carry, tol = tree.stop_gradient((run, carry, tol))
-    dynamic, static = eqx.partition(carry, eqx.is_array)
 
-    def unfinished(carries: Any) -> Bool[Array, ""]:
-        now = eqx.combine(carries[0], static)
+    def unfinished(carries: tuple[Carry, Carry]) -> Bool[Array, ""]:
+        now, _ = carries
         return (now.steps < limit) & ~converged(now, tol)
 
-    def advance(carries: Any) -> Any:
-        now = eqx.combine(carries[0], static)
-        return tree.strong(eqx.filter(run.step(now), eqx.is_array)), carries[0]
+    def advance(carries: tuple[Carry, Carry]) -> tuple[Carry, Carry]:
+        now, _ = carries
+        return run.step(now), now
 
-    dynamic = tree.strong(dynamic)
-    now, before = jax.lax.while_loop(unfinished, advance, (dynamic, dynamic))
-    return eqx.combine(now, static), eqx.combine(before, static)
+    return repeat(unfinished, advance, (carry, carry))
 
 
 SHARE = 1 / 8
@@ -117,18 +126,16 @@ def late_start(run: Run, begin: Carry, end: Carry) -> Int[Array, ""]:
 
     target = forcing(end.x)
     allowed = SHARE * tree.norm(target)
-    dynamic, static = eqx.partition(begin, eqx.is_array)
 
-    def unfinished(state: Any) -> Bool[Array, ""]:
-        return eqx.combine(state[0], static).steps < end.steps
+    def unfinished(state: tuple[Carry, Any]) -> Bool[Array, ""]:
+        return state[0].steps < end.steps
 
-    def advance(state: Any) -> Any:
-        now = eqx.combine(state[0], static)
+    def advance(state: tuple[Carry, Any]) -> tuple[Carry, Any]:
+        now, start = state
         far = tree.norm(tree.sub(forcing(now.x), target)) > allowed
-        following = tree.strong(eqx.filter(run.step(now), eqx.is_array))
-        return following, jnp.where(far, now.steps + 1, state[1])
+        return run.step(now), jnp.where(far, now.steps + 1, start)
 
-    start = jax.lax.while_loop(unfinished, advance, (tree.strong(dynamic), jnp.asarray(0)))[1]
+    _, start = repeat(unfinished, advance, (begin, jnp.asarray(0)))
     return jnp.clip(start, 0, jnp.maximum(end.steps - 1, 0))
 
 

@@ -70,7 +70,7 @@ def allowed_error(found: Derivative) -> Float[Array, " k"]:
     return found.amplification * found.residual * found.spread
 
 
-class _Beside(AbstractLinearSolver):
+class _OneStep(AbstractLinearSolver):
     """Takes the start for the solution, moved by M(b - Kx) if a factor is at hand, and reports how
     far the start is from one."""
 
@@ -116,7 +116,7 @@ def rounding(
     distance = jnp.maximum(ROUNDING * relative * tree.norm(at.x), remaining)
     direction = tree.random_like(at.x, seed=2)
     moved = tree.axpy(distance / jnp.maximum(tree.norm(direction), 1), direction, at.x)
-    there = quantity(problem, moved, theta, found.unknown, LinearOptions(solver=_Beside()))
+    there = quantity(problem, moved, theta, found.unknown, LinearOptions(solver=_OneStep()))
     change = norms(tree.sub(there.value, found.value))
     # Of a singular system, the right-hand side may lie outside the range, and nothing be wrong.
     regular = tree.norm(found.null) == 0
@@ -150,7 +150,7 @@ def rounding_by_factor(
         moved = eqx.combine(_moved(plain, seed), rest)
         quantity, problem, x, theta = moved
         x = tree.sub(x, factor.inverse(problem.residual(x, theta)))
-        there = quantity(problem, x, theta, found.unknown, LinearOptions(_Beside(factor)))
+        there = quantity(problem, x, theta, found.unknown, LinearOptions(_OneStep(factor)))
         return jnp.maximum(worst, norms(tree.sub(there.value, found.value))), seed + 1
 
     begin = jnp.zeros_like(found.implicit), jnp.asarray(0)

@@ -40,7 +40,7 @@ from dargmin.quantity import (
     rounding,
     rounding_by_factor,
 )
-from dargmin.stationary import escape, is_degenerate
+from dargmin.stationary import degeneracy, escape
 from dargmin.status import Status, first_failure, is_ok
 from dargmin.types import Parameters, Point
 
@@ -331,10 +331,11 @@ class Round(eqx.Module):
         # From here, one more step squares the distance: the derivative there is compared with this.
         assert solver is not None
         reached, left = solver.measure(at.x), solver.measure(at.offset)
-        close = 0.1 * jnp.sqrt(self.goal.rtol) * reached + rounded_step(solver, reached, self.begin)
+        least = rounded_step(solver, reached, self.begin)
+        close = 0.1 * jnp.sqrt(self.goal.rtol) * reached + least
         near = at.settled & (left <= close) & ~solver.indefinite
         # What K does not see turns with x: of a singular K the factor has to be that at x̂.
-        turned = 0.01 * self.goal.rtol * tree.norm(at.x) + rounded_step(solver, reached, self.begin)
+        turned = 0.01 * self.goal.rtol * tree.norm(at.x) + least
         near = near & (~solver.singular | (at.distance <= turned))
         inf = jnp.full_like(s.error, jnp.inf)
         return jax.lax.cond(
@@ -345,18 +346,12 @@ class Round(eqx.Module):
         self, x: Point, found: Derivative, options: LinearOptions, solver: Factored | None
     ) -> Derivative:
         """The same, with a status if x is a degenerate solution."""
-        if self.constant or isinstance(self.problem, Composite):
+        if self.constant:
             return found
         correction = lambda r: solve_linear(self.problem, x, self.theta, r, options=options).value
         inverse = correction if solver is None else solver.inverse
-        singular = tree.norm(found.null) > 0
-        degenerate = singular & jax.lax.cond(
-            in_every_lane(~singular),
-            lambda: jnp.asarray(False),
-            lambda: is_degenerate(self.problem, x, self.theta, inverse),
-        )
-        status = Status.where(degenerate, Status.degenerate, found.status)
-        return dataclasses.replace(found, status=status)
+        kind = degeneracy(self.problem, x, self.theta, found.null, inverse)
+        return dataclasses.replace(found, status=first_failure(kind, found.status))
 
     def estimate(
         self, s: State, at: Correction, found: Derivative, solver: Factored | None
@@ -380,19 +375,18 @@ class Round(eqx.Module):
                 change = change * jnp.where((at.distance > 0) & (left < 1), left, 1)
             comparable = comparable & s.taken & is_ok(s.status)
         comparable = comparable & is_ok(found.status)
-        arguments = self.quantity, self.problem, at, self.theta, found
+        wanted = self.goal.wanted(norms(found.value))
 
         def rounds() -> tuple[Float[Array, " k"], Cost]:
+            arguments = self.quantity, self.problem, at, self.theta, found
             if solver is None:
                 return rounding(*arguments)
-            allowed = self.goal.wanted(norms(found.value))
-            return rounding_by_factor(*arguments, solver, allowed)
+            return rounding_by_factor(*arguments, solver, wanted)
 
         if self.known is not None:
             rounded, cost = rounds()
         else:
             error = change + linear
-            wanted = self.goal.wanted(norms(found.value))
             falling = jnp.any((error > wanted) & (error < 0.5 * s.error))
             rounded, cost = jax.lax.cond(
                 comparable & ~falling, rounds, lambda: (jnp.zeros_like(linear), Cost())

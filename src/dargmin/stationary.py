@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from dargmin import tree
-from dargmin.problems import AbstractProblem, Objective
+from dargmin.linear.lanes import in_every_lane
+from dargmin.problems import AbstractProblem, Composite, Objective
+from dargmin.status import Status
 from dargmin.types import LinearMap, Parameters, Point
 
 CORRECTIONS = 12
@@ -35,6 +37,23 @@ def escape(
     here = values[0]
     fell = values[best] < here - 10 * jnp.finfo(kind).eps * jnp.abs(here)
     return tree.axpy(sizes[best], unit, x), fell, len(sizes)
+
+
+def degeneracy(
+    problem: AbstractProblem, x: Point, theta: Parameters, null: Point, inverse: LinearMap
+) -> Any:
+    """The status `degenerate` if x is a multiple root, else ok; looked at where a linear solve has
+    met a `null` vector that is not zero. On a `Composite`, K is singular wherever the prox is
+    flat, which says nothing."""
+    if isinstance(problem, Composite):
+        return Status.ok
+    singular = tree.norm(null) > 0
+    degenerate = singular & jax.lax.cond(
+        in_every_lane(~singular),
+        lambda: jnp.asarray(False),
+        lambda: is_degenerate(problem, x, theta, inverse),
+    )
+    return Status.where(degenerate, Status.degenerate, Status.ok)
 
 
 def is_degenerate(

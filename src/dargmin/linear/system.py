@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from dargmin import tree
 from dargmin.linear.auto import Auto, trivial
 from dargmin.linear.lanes import in_every_lane
+from dargmin.linear.matrix import Beside
 from dargmin.linear.scaling import jacobi, scaling
 from dargmin.linear.solution import (
     AbstractLinearSolver,
@@ -55,6 +56,18 @@ class LinearOptions(eqx.Module):
             return True
         solver = Auto() if self.solver is None else self.solver
         return isinstance(solver, Auto) and not self.blocks and tree.size(x) > solver.small
+
+    def beside(self, problem: AbstractProblem, x: Point, theta: Parameters) -> "LinearOptions":
+        """The same, for a Hessian that is taken at x, which solves not quite: if the solver is one
+        that asks for it, and no other choice was made."""
+        solver = Auto() if self.solver is None else self.solver
+        if not isinstance(problem, Objective) or not isinstance(solver, Auto):
+            return self
+        if not isinstance(solver.undetermined, float) or solver.undetermined != 0:
+            return self
+        problem, x, theta = tree.stop_gradient((problem, x, theta))
+        beside = Beside.at(problem.residual(x, theta), x)
+        return dataclasses.replace(self, solver=dataclasses.replace(solver, undetermined=beside))
 
 
 class LinearSolution(eqx.Module):

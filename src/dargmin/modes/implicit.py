@@ -1,6 +1,5 @@
 """Implicit and Neumann: derivatives of the solution, by formulas at a frozen point."""
 
-import dataclasses
 from abc import abstractmethod
 from functools import partial
 from typing import Any
@@ -13,7 +12,6 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from dargmin import tree
 from dargmin.linear import (
     AbstractLinearSolver,
-    Auto,
     LinearOptions,
     LinearSolution,
     prepare,
@@ -21,10 +19,9 @@ from dargmin.linear import (
     solve_linear,
     solve_linear_differentiably,
 )
-from dargmin.linear.matrix import Beside
 from dargmin.loop import Run, freeze
 from dargmin.modes.base import FAILED, AbstractMode, conclude, is_whole, no_derivative, withhold
-from dargmin.problems import AbstractProblem, Composite, FixedPoint, Objective
+from dargmin.problems import AbstractProblem, Composite, FixedPoint
 from dargmin.problems.base import constant
 from dargmin.solution import Solution
 from dargmin.status import Status, describe, is_ok, poison
@@ -131,7 +128,7 @@ class Implicit(AbstractFrozenMode):
         step = _newton_step(problem, x, theta, options)
         if bool(is_ok(step.info.status) & solves_nothing(x, step.value)):
             return NO_SOLUTION
-        options = _beside(options, problem, x, theta)
+        options = options.beside(problem, x, theta)
         info = solve_linear(problem, x, theta, rhs, transpose=transpose, options=options).info
         return FAILED if bool(is_ok(info.status)) else describe(info.status)
 
@@ -151,7 +148,7 @@ def _implicit_jvp(primals: Any, tangents: Any) -> tuple[Point, Point]:
     moving = jax.tree.map(jnp.zeros_like, (tangents[0], tangents[2]))
     sources = partial(_sources, tree.stop_gradient((problem, x, theta)), moving)
     dx = solve_linear_differentiably(
-        problem, x, theta, rhs, options=_beside(options, problem, x, theta), throw=throw,
+        problem, x, theta, rhs, options=options.beside(problem, x, theta), throw=throw,
         sources=sources,
     )  # fmt: skip
     if doubted:
@@ -162,26 +159,11 @@ def _implicit_jvp(primals: Any, tangents: Any) -> tuple[Point, Point]:
     return x, dx
 
 
-def _beside(
-    options: LinearOptions, problem: AbstractProblem, x: Point, theta: Parameters
-) -> LinearOptions:
-    """The same options, for a Hessian that is taken at x, which solves not quite: if the solver is
-    one that asks for it, and no other choice was made."""
-    solver = Auto() if options.solver is None else options.solver
-    if not isinstance(problem, Objective) or not isinstance(solver, Auto):
-        return options
-    if not isinstance(solver.undetermined, float) or solver.undetermined != 0:
-        return options
-    problem, x, theta = tree.stop_gradient((problem, x, theta))
-    beside = Beside.at(problem.residual(x, theta), x)
-    return dataclasses.replace(options, solver=dataclasses.replace(solver, undetermined=beside))
-
-
 def _newton_step(
     problem: AbstractProblem, x: Point, theta: Parameters, options: LinearOptions
 ) -> LinearSolution:
     """(∂ₓF)⁻¹F, not differentiable."""
-    options = _beside(options, problem, x, theta)
+    options = options.beside(problem, x, theta)
     return solve_linear(problem, x, theta, problem.residual(x, theta), options=options)
 
 
