@@ -62,6 +62,12 @@ def check_outer(outer: Any) -> None:
         )
 
 
+def check_theta(theta: Any) -> None:
+    """Raise ValueError unless θ has something to differentiate with respect to."""
+    if not jax.tree.leaves(eqx.filter(theta, eqx.is_inexact_array)):
+        raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
+
+
 def check_like(value: Any, like: Any, name: str, other: str) -> None:
     """Raise ValueError unless two pytrees have the same structure and shapes."""
     got, want = (jax.tree.map(jnp.shape, part) for part in (value, like))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from dargmin import tree
 from dargmin.certificate import certify
-from dargmin.checks import blames_arguments
+from dargmin.checks import blames_arguments, check_theta
 from dargmin.diagnosis import Diagnosis, Remedy
 from dargmin.linear import hessian_spectrum, smoothness
 from dargmin.loop import trace
@@ -248,9 +248,8 @@ def derivative_in_mode(
 
 def directions(theta: Parameters, tangent: Parameters | None) -> tuple[Parameters, bool]:
     """θ̇ with a leading axis: as given, or the coordinates, or random; whether it had none."""
+    check_theta(theta)
     like = eqx.filter(theta, eqx.is_inexact_array)
-    if not jax.tree.leaves(like):
-        raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
     if tangent is not None:
         given = eqx.filter(tree.as_arrays(tangent), eqx.is_inexact_array)
         pairs = list(zip(jax.tree.leaves(given), jax.tree.leaves(like), strict=True))

@@ -27,7 +27,7 @@ from dargmin.certificate import (
     outer_gradients,
     withheld,
 )
-from dargmin.checks import blames_arguments, check_like, check_outer
+from dargmin.checks import blames_arguments, check_like, check_outer, check_theta
 from dargmin.cost import Cost
 from dargmin.linear import CG, Auto, LinearOptions, prepare
 from dargmin.linear.recycling import Pairs
@@ -182,8 +182,7 @@ def hypergradient(
         if not isinstance(warm_start, WarmStart):
             raise ValueError(f"warm_start must be a WarmStart, not {type(warm_start).__name__}.")
         check_like(warm_start.x, x0, "warm_start", "x0")
-    if not jax.tree.leaves(eqx.filter(theta, eqx.is_inexact_array)):
-        raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
+    check_theta(theta)
     goal = make_goal(rtol, atol, steps, x0)
     given, theta = theta, tree.in_precision_of(x0, theta)
     if mode is None or isinstance(mode, Implicit):

@@ -19,7 +19,7 @@ from dargmin.accuracy import (
     unbatch,
 )
 from dargmin.certificate import Certificate, withheld
-from dargmin.checks import blames_arguments
+from dargmin.checks import blames_arguments, check_theta
 from dargmin.cost import Cost
 from dargmin.linear import LinearOptions, prepare, solve_linear
 from dargmin.methods import AbstractMethod
@@ -105,8 +105,7 @@ def sensitivity(
     check_arguments(problem, method, steps, rtol, atol)
     x0 = tree.as_point(x0)
     theta = tree.in_precision_of(x0, tree.as_arrays(theta))
-    if not jax.tree.leaves(eqx.filter(theta, eqx.is_inexact_array)):
-        raise ValueError("theta has no floating-point leaf to differentiate with respect to.")
+    check_theta(theta)
     tangent, batched = _tangents(tangent, eqx.filter(theta, eqx.is_inexact_array))
     if mode is not None and not isinstance(mode, Implicit):
         raise ValueError(
